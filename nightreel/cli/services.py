@@ -1,0 +1,26 @@
+"""`nightreel serve-api`: the API at home as a service."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import click
+
+from storage.exits import ExitCode
+
+
+@click.command(
+    "serve-api",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve_api(arguments: tuple[str, ...]) -> None:
+    """Serve the CLIP HTTP API from this machine until SIGTERM or Ctrl-C."""
+    if importlib.util.find_spec("fastapi") is None:
+        click.echo("nightreel: the API at home needs: pip install 'nightreel[local]'", err=True)
+        raise click.exceptions.Exit(ExitCode.API)
+    # The server stands alone (`python -m clipserver`); it takes over this process, signals and all.
+    os.execv(sys.executable, [sys.executable, "-m", "clipserver", *arguments])  # noqa: S606

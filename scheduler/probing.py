@@ -1,0 +1,111 @@
+"""Probing and planning videos in processes of their own.
+
+A media library that crashes on a hostile file takes down a child here, not the caller; and an
+archive on a slow disk is probed several files at a time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """A file's content identity, and its plan or the reason why it has none."""
+
+    file: ArchiveFile
+    content_id: str | None
+    """None where the file's bytes could not be read."""
+    info: VideoInfo | None
+    ranges: tuple[FrameRange, ...]
+    kind: str = ""
+    reason: str = ""
+
+
+def probe_and_plan(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probed:
+    """Hash, index and plan one file. Never raises for what the file is."""
+    from scheduler.archive import content_id  # noqa: PLC0415 - what follows loads FFmpeg
+    from scheduler.plan import plan  # noqa: PLC0415
+    from workers.footage.probe import Rejected, probe  # noqa: PLC0415
+
+    identity = None
+    try:
+        identity = content_id(file.path)
+        info, index = probe(file.path)
+        return Probed(file, identity, info, tuple(plan(info, index, sampling, task_us)))
+    except Rejected as error:
+        return Probed(file, identity, None, (), str(error.kind), str(error))
+    except OSError as error:
+        return Probed(file, identity, None, (), "unreadable", f"cannot be read: {error.strerror}")
+
+
+def probe_all(
+    files: Iterable[ArchiveFile], sampling: Sampling, task_us: int, processes: int
+) -> Iterator[Probed]:
+    """Yield what probing found for each file, in order, a few files ahead of the consumer.
+
+    A file that kills its process is asked once more alone, and rejected when it does so again.
+    """
+    waiting: deque[tuple[ArchiveFile, Future[Probed]]] = deque()
+    pool: ProcessPoolExecutor | None = None
+    source = iter(files)
+    try:
+        while True:
+            while len(waiting) < 2 * processes and (file := next(source, None)) is not None:
+                pool = pool or _pool(processes)
+                waiting.append((file, pool.submit(probe_and_plan, file, sampling, task_us)))
+            if not waiting:
+                return
+            file, future = waiting.popleft()
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                yield _alone(file, sampling, task_us)
+                pool = _pool(processes)
+                waiting = deque(
+                    (other, pool.submit(probe_and_plan, other, sampling, task_us))
+                    for other, _ in waiting
+                )
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _alone(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probed:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(probe_and_plan, file, sampling, task_us).result()
+        except BrokenProcessPool:
+            reason = "reading it crashes the media library: convert it, or leave it out"
+            return Probed(file, None, None, (), "crashes", reason)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: the caller has threads and database connections.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent)
+
+
+def _end_with_the_parent() -> None:
+    """A pool's processes wait for work for ever, and would outlive a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        sentinel = parent.sentinel
+
+        def watch() -> None:
+            wait([sentinel])
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()

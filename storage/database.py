@@ -1,0 +1,282 @@
+"""Engines, transactions, migrations, and what can go wrong with a database.
+
+DatabaseError                 one line: cause and remedy; no password in it
+|-- BadDatabaseUrl            the URL names no database that can be used
+|-- DatabaseUnavailable       the database cannot be reached or written now: worth another try
+|-- SchemaOutdated            the tables are missing or older than this release
+`-- SchemaTooNew              the tables are of a later release
+"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+
+from storage.dialect import lock_ledger, one_line
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT_S = 30
+"""How long a SQLite writer waits for its turn."""
+
+_WRITES = "nightreel_writes"
+
+_PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""SQLite's primary result codes that may be another tomorrow."""
+
+
+class DatabaseError(Exception):
+    """The database cannot do what was asked."""
+
+
+class BadDatabaseUrl(DatabaseError):  # noqa: N818
+    """The URL names no database that can be used."""
+
+
+class DatabaseUnavailable(DatabaseError):  # noqa: N818
+    """The database cannot be reached or written now: worth another try."""
+
+
+class SchemaOutdated(DatabaseError):  # noqa: N818
+    """The tables are missing or older than this release."""
+
+
+class SchemaTooNew(DatabaseError):  # noqa: N818
+    """The tables are of a later release."""
+
+
+def connect(url: str) -> Engine:
+    """An engine for `sqlite:///FILE` or `postgresql://...`; nothing is opened yet.
+
+    Make one in each process, after any fork. Raises BadDatabaseUrl.
+    """
+    try:
+        parsed = make_url(url.strip())
+    except ArgumentError:
+        raise BadDatabaseUrl(
+            "the database URL cannot be read: "
+            "set NIGHTREEL_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME"
+        ) from None
+    match parsed.drivername:
+        case "sqlite" | "sqlite+pysqlite":
+            return _connect_sqlite(parsed)
+        case "postgres" | "postgresql" | "postgresql+psycopg":
+            return _connect_postgresql(parsed)
+    raise BadDatabaseUrl(
+        f"databases of kind {parsed.drivername!r} are not supported: "
+        "set NIGHTREEL_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME"
+    )
+
+
+def _connect_sqlite(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise BadDatabaseUrl(
+            "SQLite needs a file that all processes share: "
+            "set NIGHTREEL_DATABASE_URL to sqlite:///FILE"
+        )
+    engine = create_engine(
+        url.set(drivername="sqlite+pysqlite"), connect_args={"timeout": BUSY_TIMEOUT_S}
+    )
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: sqlite3.Connection, _record: object) -> None:
+        # The driver's own transactions begin late and deferred; ours begin in `begin` below.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        # In WAL mode a power cut may undo the latest commits, never half of one: the ledger then
+        # gives those tasks out again.
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer that began as a reader fails at once where another has written in between.
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
+
+    return engine
+
+
+def _connect_postgresql(url: URL) -> Engine:
+    # A dead server must not hold a worker for the kernel's quarter of an hour.
+    timeouts = {
+        "connect_timeout": "5",
+        "tcp_user_timeout": "30000",
+        "application_name": "nightreel",
+    }
+    return create_engine(
+        url.set(drivername="postgresql+psycopg").update_query_dict(
+            {name: value for name, value in timeouts.items() if name not in url.query}
+        )
+    )
+
+
+def shown_url(engine: Engine) -> str:
+    """The database as messages name it: without user, password and options."""
+    url = engine.url
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{url.database}"
+    return URL.create("postgresql", None, None, url.host, url.port, url.database).render_as_string()
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """One writing transaction: committed at the end, rolled back on any exception.
+
+    Raises DatabaseUnavailable where the database cannot be reached or written now.
+    """
+    with (
+        _explained(engine),
+        engine.connect().execution_options(**{_WRITES: True}) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One reading transaction, all of whose queries see the same moment and hold up no writer.
+
+    Raises DatabaseUnavailable where the database cannot be reached now.
+    """
+    options: dict[str, Any] = {}
+    if engine.dialect.name == "postgresql":
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with (
+        _explained(engine),
+        engine.connect().execution_options(**options) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def _explained(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        cause = one_line(str(error.orig))[:300]
+        if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+            raise BadDatabaseUrl(
+                f"{shown_url(engine)} is another kind of file: "
+                "name a new file or a database of nightreel in NIGHTREEL_DATABASE_URL"
+            ) from error
+        if _passing(error):
+            raise DatabaseUnavailable(
+                f"database {shown_url(engine)} cannot be used: {cause}; "
+                "see that it runs and that NIGHTREEL_DATABASE_URL names it"
+            ) from error
+        raise
+
+
+def _passing(error: DBAPIError) -> bool:
+    if error.connection_invalidated:
+        return True
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _PASSING
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+def with_retries(
+    fn: Callable[[], T],
+    *,
+    deadline_s: float = 60.0,
+    first_s: float = 0.1,
+    longest_s: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    jitter: Callable[[], float] = random.random,
+) -> T:
+    """What `fn` returns, called again after DatabaseUnavailable with full jitter and doubled
+    pauses, until `deadline_s` seconds have passed: then the last error is raised.
+
+    `fn` must be one transaction that may be repeated, as all of `storage` are.
+    """
+    deadline = clock() + deadline_s
+    pause_s = first_s
+    while True:
+        try:
+            return fn()
+        except DatabaseUnavailable:
+            left_s = deadline - clock()
+            if left_s <= 0:
+                raise
+        sleep(min(pause_s * jitter(), left_s))
+        pause_s = min(2 * pause_s, longest_s)
+
+
+def upgrade(engine: Engine) -> list[str]:
+    """Bring the tables to this release, and return the revisions applied, oldest first.
+
+    All or nothing, one process at a time. Raises SchemaTooNew, DatabaseUnavailable.
+    """
+    config = _alembic()
+    with writing(engine) as connection:
+        lock_ledger(connection)
+        missing = _missing_revisions(engine, connection, config)
+        if missing:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    return missing
+
+
+def check(engine: Engine) -> None:
+    """Return where the database can be reached and its tables are of this release.
+
+    Raises DatabaseUnavailable, SchemaOutdated, SchemaTooNew.
+    """
+    file = engine.url.database
+    # Opening a SQLite file that is not there would make it.
+    there = engine.dialect.name != "sqlite" or (file is not None and Path(file).exists())
+    missing = ["0001"]
+    if there:
+        with reading(engine) as connection:
+            missing = _missing_revisions(engine, connection, _alembic())
+    if missing:
+        raise SchemaOutdated(
+            f"database {shown_url(engine)} has no tables of this release: run `nightreel migrate`"
+        )
+
+
+def _missing_revisions(engine: Engine, connection: Connection, config: Config) -> list[str]:
+    current = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory.from_config(config)
+    known = [revision.revision for revision in script.walk_revisions()][::-1]
+    if current is None:
+        return known
+    if current not in known:
+        raise SchemaTooNew(
+            f"database {shown_url(engine)} was made by a later release of nightreel: "
+            "install that release or name another database in NIGHTREEL_DATABASE_URL"
+        )
+    return known[known.index(current) + 1 :]
+
+
+def _alembic() -> Config:
+    config = Config()
+    # Alembic reads `%` as interpolation.
+    location = str(Path(__file__).with_name("migrations")).replace("%", "%%")
+    config.set_main_option("script_location", location)
+    return config

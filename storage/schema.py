@@ -1,0 +1,331 @@
+"""The tables, as SQLAlchemy describes them; `migrations/` makes exactly these.
+
+Times within a video are integer microseconds (`_us`), moments are milliseconds of the database's
+clock (`_ms`). What a job found (samples, predictions, gaps, scenes, flags) is keyed by the job, so
+that no other job can change it. What is costly and the same for every job (embeddings, with the
+times of their samples) is keyed by content, sampling, fit and model, so that jobs share it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    UniqueConstraint,
+    bindparam,
+)
+
+from storage.dialect import StorableText
+from storage.records import TaskState, VideoState
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only where the type is spelled INTEGER.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+videos = Table(
+    "videos",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("content_id", StorableText, nullable=False, unique=True),
+    # Facts of probing, NULL until a job has planned the video.
+    Column("container", StorableText),
+    Column("codec", StorableText),
+    Column("pixel_format", StorableText),
+    Column("stream_index", Integer),
+    Column("stream_reason", StorableText),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("rotation", Integer),
+    Column("time_base", StorableText),
+    Column("frame_rate", StorableText),
+    Column("frame_count", BigInteger),
+    Column("first_pts", BigInteger),
+    Column("duration_us", BigInteger),
+    Column("indexed_us", BigInteger),
+    Column("header_us", BigInteger),
+    Column("sequential_reason", StorableText),
+    Column("interlaced", Boolean),
+    Column("bit_depth", Integer),
+    Column("transfer", StorableText),
+    Column("warnings", StorableText),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    # A path may be longer than a PostgreSQL index row; its digest never is.
+    Column("path_sha256", LargeBinary, nullable=False, unique=True),
+    Column("path_raw", LargeBinary, nullable=False),
+    Column("path", StorableText, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    Column("video_id", _Id, ForeignKey("videos.id"), nullable=False, index=True),
+    Column("seen_ms", BigInteger, nullable=False),
+)
+
+label_sets = Table(
+    "label_sets",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("digest", StorableText, nullable=False, unique=True),
+    Column("name", StorableText, nullable=False),
+)
+
+labels = Table(
+    "labels",
+    metadata,
+    Column("label_set_id", _Id, ForeignKey("label_sets.id"), nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("name", StorableText, nullable=False),
+    Column("prompts", StorableText, nullable=False),
+    Column("threshold", Double),
+    Column("flag", StorableText),
+    PrimaryKeyConstraint("label_set_id", "position"),
+)
+
+label_examples = Table(
+    "label_examples",
+    metadata,
+    Column("label_set_id", _Id, nullable=False),
+    Column("label", Integer, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("picture", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("label_set_id", "label", "position"),
+    ForeignKeyConstraint(["label_set_id", "label"], ["labels.label_set_id", "labels.position"]),
+)
+
+label_vectors = Table(
+    "label_vectors",
+    metadata,
+    Column("label_set_id", _Id, ForeignKey("label_sets.id"), nullable=False),
+    Column("model", StorableText, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("vectors", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("label_set_id", "model"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("key", StorableText, nullable=False, unique=True),
+    Column("name", StorableText, nullable=False),
+    Column("state", StorableText, nullable=False),
+    Column("planning_finished", Boolean, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("sampling", StorableText, nullable=False),
+    Column("fit", StorableText, nullable=False),
+    Column("top_n", Integer, nullable=False),
+    Column("label_set_id", _Id, ForeignKey("label_sets.id"), nullable=False),
+    Column("model", StorableText, nullable=False),
+    Column("notice", StorableText),
+    Column("stop_kind", StorableText),
+    Column("stop_reason", StorableText),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("closed_ms", BigInteger),
+)
+
+job_videos = Table(
+    "job_videos",
+    metadata,
+    Column("job_id", _Id, ForeignKey("jobs.id"), nullable=False),
+    Column("video_id", _Id, ForeignKey("videos.id"), nullable=False),
+    Column("state", StorableText, nullable=False),
+    # The duration that was planned: what this job answers for, whatever a later probe finds.
+    Column("duration_us", BigInteger, nullable=False),
+    Column("analysed_us", BigInteger, nullable=False),
+    Column("reason_kind", StorableText),
+    Column("reason", StorableText),
+    # Counts openings, so that a close computed from an earlier opening is not written.
+    Column("opening", Integer, nullable=False),
+    Column("closed_ms", BigInteger),
+    PrimaryKeyConstraint("job_id", "video_id"),
+)
+
+tasks = Table(
+    "tasks",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("job_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("ordinal", Integer, nullable=False),
+    Column("bucket_start", BigInteger, nullable=False),
+    Column("bucket_end", BigInteger, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    Column("plan", StorableText, nullable=False),
+    Column("state", StorableText, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("not_before_ms", BigInteger, nullable=False),
+    Column("queued_ms", BigInteger),
+    Column("lease_until_ms", BigInteger),
+    Column("done_ms", BigInteger),
+    Column("worker", StorableText),
+    Column("error_kind", StorableText),
+    Column("error", StorableText),
+    # Of a done task: what it found.
+    Column("samples", Integer, nullable=False),
+    Column("gap_us", BigInteger, nullable=False),
+    UniqueConstraint("job_id", "video_id", "bucket_start", "bucket_end"),
+    ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("job_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("bucket", BigInteger, nullable=False),
+    Column("t_us", BigInteger, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    PrimaryKeyConstraint("job_id", "video_id", "bucket"),
+    ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
+    sqlite_with_rowid=False,
+)
+
+predictions = Table(
+    "predictions",
+    metadata,
+    Column("job_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("bucket", BigInteger, nullable=False),
+    Column("rank", SmallInteger, nullable=False),
+    Column("label", Integer, nullable=False),
+    Column("similarity", Double, nullable=False),
+    Column("confidence", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "video_id", "bucket", "rank"),
+    ForeignKeyConstraint(
+        ["job_id", "video_id", "bucket"],
+        ["samples.job_id", "samples.video_id", "samples.bucket"],
+    ),
+    sqlite_with_rowid=False,
+)
+
+embeddings = Table(
+    "embeddings",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("video_id", _Id, ForeignKey("videos.id"), nullable=False),
+    Column("sampling", StorableText, nullable=False),
+    Column("fit", StorableText, nullable=False),
+    Column("model", StorableText, nullable=False),
+    Column("bucket_start", BigInteger, nullable=False),
+    Column("bucket_end", BigInteger, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    # int64 little endian, samples x (bucket, t_us, start_us, end_us).
+    Column("times", LargeBinary, nullable=False),
+    # float16 little endian, samples x dimension, unit length.
+    Column("vectors", LargeBinary, nullable=False),
+    # JSON list of [start_us, end_us, kind, detail].
+    Column("gaps", StorableText, nullable=False),
+    UniqueConstraint("video_id", "sampling", "fit", "model", "bucket_start", "bucket_end"),
+)
+
+gaps = Table(
+    "gaps",
+    metadata,
+    Column("job_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    Column("kind", StorableText, nullable=False),
+    Column("detail", StorableText, nullable=False),
+    Column("task_id", _Id, ForeignKey("tasks.id"), nullable=False),
+    PrimaryKeyConstraint("job_id", "video_id", "start_us"),
+)
+
+scenes = Table(
+    "scenes",
+    metadata,
+    Column("job_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("start_us", BigInteger, nullable=False),
+    Column("end_us", BigInteger, nullable=False),
+    Column("label", Integer, nullable=False),
+    Column("confidence", Double, nullable=False),
+    Column("peak", Double, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("agreeing", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "video_id", "start_us"),
+    ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
+    Index(None, "job_id", "label"),
+)
+
+flags = Table(
+    "flags",
+    metadata,
+    Column("job_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("label", Integer, nullable=False),
+    Column("samples", Integer, nullable=False),
+    Column("first_us", BigInteger, nullable=False),
+    Column("last_us", BigInteger, nullable=False),
+    Column("peak", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "video_id", "label"),
+    ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
+)
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("job_id", _Id, ForeignKey("jobs.id"), nullable=False),
+    Column("task_id", _Id, ForeignKey("tasks.id"), nullable=False),
+    Column("image_calls", BigInteger, nullable=False),
+    Column("text_calls", BigInteger, nullable=False),
+    Column("bytes_sent", BigInteger, nullable=False),
+    Column("api_seconds", Double, nullable=False),
+    Column("decode_seconds", Double, nullable=False),
+    PrimaryKeyConstraint("job_id", "task_id"),
+)
+
+
+def _written(state: str) -> ColumnElement[str]:
+    # A partial index serves only a query that spells out the same condition: no bound parameters.
+    return bindparam(None, state, type_=StorableText(), literal_execute=True)
+
+
+def _in_states(table: Table, *states: str) -> ColumnElement[bool]:
+    if len(states) == 1:
+        return table.c.state == _written(states[0])
+    return table.c.state.in_([_written(state) for state in states])
+
+
+PENDING = _in_states(tasks, TaskState.PENDING)
+IN_FLIGHT = _in_states(tasks, TaskState.QUEUED, TaskState.LEASED)
+OPEN = _in_states(tasks, TaskState.PENDING, TaskState.QUEUED, TaskState.LEASED)
+"""Conditions on `tasks` as its partial indexes spell them."""
+RUNNING = _in_states(job_videos, VideoState.RUNNING)
+"""Condition on `job_videos` as its partial index spells it."""
+
+
+def _partial(name: str, *columns: Column[int], where: ColumnElement[bool]) -> None:
+    Index(name, *columns, sqlite_where=where, postgresql_where=where)
+
+
+_partial("ix_tasks_feed", tasks.c.job_id, tasks.c.ordinal, tasks.c.video_id, where=PENDING)
+_partial("ix_tasks_in_flight", tasks.c.lease_until_ms, where=IN_FLIGHT)
+_partial("ix_tasks_open", tasks.c.job_id, tasks.c.video_id, where=OPEN)
+_partial("ix_job_videos_running", job_videos.c.job_id, job_videos.c.video_id, where=RUNNING)

@@ -1,0 +1,59 @@
+"""The Celery app: the queue's front door.
+
+A message is the id of a task row and nothing else. Redis carries hints; whatever it loses or
+repeats, the ledger decides, so the settings below choose plain redelivery over guarantees that a
+broker cannot give. No result backend, no countdowns: outcomes and delays stand in the ledger.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from workers.settings import QueueSettings
+
+CLASSIFY_RANGE = "nightreel.classify_range"
+"""Name of the one task, so that the scheduler can publish without importing its code."""
+
+
+def make_app(settings: QueueSettings | None = None) -> Celery:
+    """Return the Celery app for the broker that the environment (or `settings`) names."""
+    settings = settings or QueueSettings()
+    app = Celery("nightreel", broker=settings.broker_url.get_secret_value())
+    app.conf.update(
+        include=["workers.tasks"],
+        task_default_queue=settings.queue,
+        task_serializer="json",
+        accept_content=["json"],
+        result_backend=None,
+        task_ignore_result=True,
+        # Acknowledged late, so that a stopped worker's messages come back; not rejected when a
+        # child is lost, because a task that kills its worker would then loop for ever.
+        task_acks_late=True,
+        task_reject_on_worker_lost=False,
+        task_acks_on_failure=True,
+        task_acks_on_timeout=True,
+        worker_prefetch_multiplier=1,
+        worker_max_tasks_per_child=300,
+        worker_soft_shutdown_timeout=20,
+        worker_hijack_root_logger=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        task_soft_time_limit=540,
+        task_time_limit=600,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_acquire_timeout=10,
+        broker_transport_options={
+            "visibility_timeout": 3600,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 3,
+            "socket_timeout": 30,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+        },
+    )
+    return app
+
+
+app = make_app()

@@ -1,0 +1,281 @@
+"""A video file opened safely: files only, video containers only, one stream, packets until the end
+of the file whatever is damaged in between.
+
+FootageError            the file cannot be read now, or is not the file that was probed
+└── Rejected            what was found is not a video that can be analysed; `kind` says why
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from enum import StrEnum
+from fractions import Fraction
+from types import TracebackType
+from typing import Self, cast
+
+import av
+import av.error
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from storage.records import shown_path
+
+MAX_PIXELS = 8192 * 8192
+"""Coded pictures above this are refused: one of them in memory is 100 MB and more."""
+
+_FORMATS = (
+    "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,av1,ivf,flv,asf,ogg,gif,mxf,gxf,"
+    "dv,rm,nut,mjpeg,swf,vc1,vc1test,wtv,3gp,y4m,yuv4mpegpipe,lxf,nsv,nuv,cine,avs2,apng"
+)
+"""Containers that hold the pictures themselves. Playlists, concatenation lists, image sequences and
+devices name other files, so none of them stands here."""
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
+_LISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]", b"v=0\r\n", b"v=0\n", b"RTSPtext")
+
+_OPEN_TIMEOUT_S = 60.0
+_READ_TIMEOUT_S = 30.0
+_FAILED_READS = 16
+"""Reads that fail in a row, after which the rest of the file counts as unreadable."""
+_GENERATE_PTS = 0x1
+"""AVFMT_FLAG_GENPTS: invents timestamps, and holds a whole raw stream in memory to do so."""
+
+
+class FootageError(Exception):
+    """A video file that was probed cannot be read now: it vanished, changed or fails to read."""
+
+
+class RejectKind(StrEnum):
+    """Why a file is not analysed."""
+
+    MISSING = "missing"
+    NO_PERMISSION = "no-permission"
+    NOT_A_FILE = "not-a-file"
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
+    NOT_A_VIDEO = "not-a-video"
+    FORBIDDEN_FORMAT = "forbidden-format"
+    NO_VIDEO_STREAM = "no-video-stream"
+    UNKNOWN_CODEC = "unknown-codec"
+    NO_FRAMES = "no-frames"
+    TOO_LARGE = "too-large"
+
+
+class Rejected(FootageError):
+    """A file that cannot be analysed; the text says cause and remedy in one line."""
+
+    def __init__(self, kind: RejectKind, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def rejection(path: str, error: BaseException) -> Rejected:
+    """The one-line refusal that an error of the operating system or of FFmpeg stands for."""
+    name = shown_path(os.fsencode(path))
+    match error:
+        case FileNotFoundError():
+            return Rejected(RejectKind.MISSING, f"{name}: no such file; check the path")
+        case PermissionError():
+            return Rejected(
+                RejectKind.NO_PERMISSION,
+                f"{name}: no permission to read; grant read access to this user",
+            )
+        case av.error.InvalidDataError() | av.error.EOFError():
+            return Rejected(
+                RejectKind.NOT_A_VIDEO,
+                f"{name}: no video container that can be read; the file is damaged, incomplete "
+                "(a missing header) or not a video",
+            )
+        case av.error.ArgumentError():
+            return Rejected(
+                RejectKind.FORBIDDEN_FORMAT,
+                f"{name}: a format that may name other files is not opened; convert it to MP4 or "
+                "Matroska",
+            )
+        case av.error.ExitError():
+            return Rejected(
+                RejectKind.UNREADABLE, f"{name}: reading made no progress; check the storage"
+            )
+    number = error.errno if isinstance(error, OSError | av.error.FFmpegError) else None
+    cause = os.strerror(number) if number in errno.errorcode else type(error).__name__
+    return Rejected(RejectKind.UNREADABLE, f"{name}: cannot be read ({cause}); check the storage")
+
+
+def _refuse_unsuitable(path: str) -> None:
+    """Refuse what can be told without FFmpeg: no file, no bytes, a list of other files."""
+    name = shown_path(os.fsencode(path))
+    state = os.stat(path)  # noqa: PTH116 -- the name may hold any bytes
+    if not stat.S_ISREG(state.st_mode):
+        raise Rejected(RejectKind.NOT_A_FILE, f"{name}: not a regular file; give a video file")
+    if state.st_size == 0:
+        raise Rejected(RejectKind.EMPTY, f"{name}: empty (0 bytes); copy it again")
+    with open(path, "rb") as file:  # noqa: PTH123
+        head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith(_LISTS) or (head.startswith(b"<?xml") and b"<MPD" in head):
+        raise Rejected(
+            RejectKind.FORBIDDEN_FORMAT,
+            f"{name}: a playlist, which names other files, is not opened; give the videos it names",
+        )
+
+
+class Source:
+    """An open video file and its analysed stream. A context manager; `close` may be repeated."""
+
+    def __init__(self, path: str, stream_index: int | None = None) -> None:
+        """Open a file and choose its stream: the given one, else as `choose_stream` does.
+
+        Raises Rejected, and never an error of the operating system or of FFmpeg.
+        """
+        self.path = path
+        self.damaged_reads = 0
+        """Reads that failed and were passed over."""
+        try:
+            _refuse_unsuitable(path)
+            # The prefix keeps names such as `concat:a|b`, `-` and `http://...` names of files.
+            self._container: InputContainer = av.open(
+                f"file:{path}",
+                container_options=_OPTIONS,
+                metadata_errors="replace",
+                timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
+            )
+        except Rejected:
+            raise
+        except (OSError, ValueError, av.error.FFmpegError) as error:
+            raise rejection(path, error) from error
+        try:
+            self._container.flags &= ~_GENERATE_PTS
+            self.container: str = self._container.format.name
+            self.stream, self.stream_reason = self._choose(stream_index)
+            self._configure()
+        except BaseException:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._container.close()
+
+    @property
+    def codec(self) -> str:
+        """The codec by the name of its format, whichever decoder is used."""
+        return self.stream.codec_context.codec.canonical_name
+
+    @property
+    def extradata(self) -> bytes:
+        """The stream's global headers."""
+        return self.stream.codec_context.extradata or b""
+
+    @property
+    def sample_aspect_ratio(self) -> Fraction:
+        """Width of a pixel by its height; 1 where unknown or implausible."""
+        ratio = self.stream.sample_aspect_ratio
+        return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
+
+    @property
+    def header_frames(self) -> int:
+        """Frames of the stream by the container's header or table; 0 if unknown."""
+        return self.stream.frames
+
+    @property
+    def stream_duration(self) -> int | None:
+        """The stream's duration in its time base by the header."""
+        return self.stream.duration
+
+    @property
+    def container_us(self) -> int | None:
+        """Duration of the longest stream by the header, in microseconds."""
+        return self._container.duration
+
+    @property
+    def start_us(self) -> int:
+        """Start time of the earliest stream, in microseconds."""
+        return self._container.start_time or 0
+
+    def _choose(self, index: int | None) -> tuple[VideoStream, str]:
+        name = shown_path(os.fsencode(self.path))
+        still = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+        streams = [s for s in self._container.streams.video if not s.disposition & still]
+        if not streams:
+            raise Rejected(
+                RejectKind.NO_VIDEO_STREAM, f"{name}: no video stream (sound or pictures only)"
+            )
+        if index is not None:
+            for stream in streams:
+                if stream.index == index:
+                    return stream, "pinned"
+            raise Rejected(
+                RejectKind.NO_VIDEO_STREAM, f"{name}: stream {index} is gone; probe it again"
+            )
+        reason = "only" if len(streams) == 1 else "largest"
+        defaults = [s for s in streams if s.disposition & Disposition.default]
+        if len(defaults) == 1 < len(streams):
+            return defaults[0], "default"
+        area = {s.index: _area(s) for s in streams}
+        return max(defaults or streams, key=lambda s: (area[s.index], -s.index)), reason
+
+    def _configure(self) -> None:
+        name = shown_path(os.fsencode(self.path))
+        context = self.stream.codec_context
+        if cast(object, context) is None:
+            raise Rejected(
+                RejectKind.UNKNOWN_CODEC, f"{name}: no decoder for its codec; convert it to H.264"
+            )
+        if _area(self.stream) > MAX_PIXELS:
+            raise Rejected(
+                RejectKind.TOO_LARGE,
+                f"{name}: {context.width}x{context.height} pictures are larger than "
+                f"{MAX_PIXELS} pixels; convert it to a smaller size",
+            )
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        # One thread a process scales with the processes; threads inside one hardly do.
+        context.thread_count = 1
+
+    def packets(self) -> Iterator[Packet[VideoStream]]:
+        """The stream's packets from here to the end of the file; damaged reads are passed over.
+
+        Raises FootageError where the storage fails.
+        """
+        failures = 0
+        while failures < _FAILED_READS:
+            demuxed = self._container.demux(self.stream)
+            try:
+                for packet in demuxed:
+                    if packet.size or packet.dts is not None:
+                        failures = 0
+                        yield packet
+            except av.error.InvalidDataError:
+                failures += 1
+                self.damaged_reads += 1
+            except av.error.FFmpegError as error:
+                raise FootageError(str(rejection(self.path, error))) from error
+            else:
+                return
+
+    def seek(self, pts: int) -> bool:
+        """Go to a keyframe at or before a timestamp, if the container can; the decoder is reset.
+        Where reading really lands is for the caller to check."""
+        try:
+            self._container.seek(pts, stream=self.stream)
+        except av.error.FFmpegError:
+            return False
+        return True
+
+
+def _area(stream: VideoStream) -> int:
+    context = stream.codec_context
+    return context.width * context.height if cast(object, context) is not None else 0
