@@ -60,10 +60,10 @@ def _database(url: str) -> Finding:
 
     try:
         engine = database.connect(url)
-        shown = engine.url.render_as_string(hide_password=True)
-        if engine.dialect.name == "sqlite" and not database.exists(engine):
-            return Finding("database", True, f"{shown}, made by the first run", ExitCode.DATABASE)
+        shown = database.shown_url(engine)
         database.check(engine)
+    except database.SchemaOutdated as error:
+        return Finding("database", True, f"{error}; a run does so too", ExitCode.DATABASE)
     except database.DatabaseError as error:
         return Finding("database", False, str(error), ExitCode.DATABASE)
     return Finding("database", True, f"{shown}, schema current", ExitCode.DATABASE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from scheduler.archive import Unreadable
 from scheduler.probing import Probed, probe_all
 from storage import ledger
-from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling, VideoState
+from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling
 
 MICROSECONDS = 1_000_000
 
@@ -41,13 +41,9 @@ def job_spec(
 class Submitted:
     """What became of one file."""
 
-    file: ArchiveFile | Unreadable
-    video_id: int | None
-    """None for a file that could not even be looked at."""
+    video_id: int
     known: bool
     """It was in the job already, unchanged: nothing was read."""
-    reason: str = ""
-    """Why it was rejected; empty where it was planned."""
 
 
 def submit(
@@ -58,7 +54,7 @@ def submit(
     *,
     task_seconds: int,
     processes: int,
-) -> Iterator[Submitted]:
+) -> Generator[Submitted]:
     """Bring each file into the job: yield it once it is planned or rejected in the ledger.
 
     A file whose path, size and modification time are those of a video of the job is not read
@@ -68,11 +64,11 @@ def submit(
     unknown: list[ArchiveFile] = []
     for file in files:
         if isinstance(file, Unreadable):
-            yield Submitted(file, None, False, file.reason)
+            yield _reject_unread(engine, job_id, file.path, "unreadable", file.reason)
             continue
         video_id = ledger.known_video(engine, file)
         if video_id is not None and ledger.video_in_job(engine, job_id, video_id) is not None:
-            yield Submitted(file, video_id, True)
+            yield Submitted(video_id, True)
         else:
             unknown.append(file)
     task_us = task_seconds * MICROSECONDS
@@ -81,10 +77,21 @@ def submit(
 
 
 def _record(engine: Engine, job_id: int, probed: Probed) -> Submitted:
+    if probed.content_id is None:
+        return _reject_unread(engine, job_id, probed.file.path, probed.kind, probed.reason)
     video_id = ledger.register_file(engine, probed.file, probed.content_id)
     if probed.info is None:
         ledger.reject_video(engine, job_id, video_id, probed.kind, probed.reason)
-        return Submitted(probed.file, video_id, False, probed.reason)
-    if ledger.video_in_job(engine, job_id, video_id) in (None, VideoState.REJECTED):
+    else:
         ledger.plan_video(engine, job_id, video_id, probed.info, probed.ranges)
-    return Submitted(probed.file, video_id, False)
+    return Submitted(video_id, False)
+
+
+def _reject_unread(engine: Engine, job_id: int, path: str, kind: str, reason: str) -> Submitted:
+    """Reject a file whose content, and so its identity, is unknown. It stands under its name, with
+    a size no file has, so that every run looks at it anew."""
+    file = ArchiveFile(path, -1, -1)
+    named = hashlib.sha256(file.path_raw).hexdigest()
+    video_id = ledger.register_file(engine, file, f"unread:{named}")
+    ledger.reject_video(engine, job_id, video_id, kind, reason)
+    return Submitted(video_id, False)

@@ -140,8 +140,8 @@ jobs = Table(
     Column("label_set_id", _Id, ForeignKey("label_sets.id"), nullable=False),
     Column("model", StorableText, nullable=False),
     Column("notice", StorableText),
-    Column("stop_kind", StorableText),
-    Column("stop_reason", StorableText),
+    Column("pause_kind", StorableText),
+    Column("pause_reason", StorableText),
     Column("created_ms", BigInteger, nullable=False),
     Column("closed_ms", BigInteger),
 )
@@ -319,6 +319,11 @@ OPEN = _in_states(tasks, TaskState.PENDING, TaskState.QUEUED, TaskState.LEASED)
 """Conditions on `tasks` as its partial indexes spell them."""
 RUNNING = _in_states(job_videos, VideoState.RUNNING)
 """Condition on `job_videos` as its partial index spells it."""
+
+
+def held(task_id: int, fence: int) -> ColumnElement[bool]:
+    """Condition on `tasks` that the claim of this fence holds."""
+    return (tasks.c.id == task_id) & (tasks.c.fence == fence) & (tasks.c.state == TaskState.LEASED)
 
 
 def _partial(name: str, *columns: Column[int], where: ColumnElement[bool]) -> None:

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
 from workers.footage.picture import encode_jpeg
@@ -145,6 +146,7 @@ class ApiClient:
         self._session.mount("https://", adapter)
         self._asking = threading.Lock()
         self._counting = threading.Lock()
+        self._identity: Identity | None = None
         self._endpoint: Endpoint | None = None
         self.spent = Spent()
 
@@ -166,8 +168,13 @@ class ApiClient:
         return Endpoint(identity, *self._batch_that_works(identity.input_size))
 
     def identity(self) -> Identity:
-        """Return who the endpoint says it is, by `GET /info`; what it does not say follows from
-        the model that is asked of it. Raises Outage where nothing answers."""
+        """Return who the endpoint says it is, by `GET /info` the first time; what it does not say
+        follows from the model that is asked of it. Raises Outage where nothing answers."""
+        if self._identity is None:
+            self._identity = self._identify()
+        return self._identity
+
+    def _identify(self) -> Identity:
         version = self._settings.clip_version
         about = self._information()
         model, size, notice = about.get("model"), about.get("input_size"), about.get("notice")
@@ -190,7 +197,7 @@ class ApiClient:
             raise Outage(f"the API at {self.base} cannot be reached ({_named(error)})") from None
         except (ValueError, Outage):
             return {}
-        return about if answer.ok and isinstance(about, dict) else {}
+        return about if answer.status_code == 200 and isinstance(about, dict) else {}
 
     def _batch_that_works(self, size: int) -> tuple[bool, int]:
         pictures = [_flat_jpeg(size, 40), _flat_jpeg(size, 200)]
@@ -327,7 +334,7 @@ class ApiClient:
             found = json.loads(content)
         except ValueError:
             found = None
-        if not answer.ok:
+        if not 200 <= answer.status_code < 300:  # `ok` counts redirects as success
             raise self._error(answer, found)
         if not isinstance(found, dict):
             raise _BadArgument("the answer is not a JSON object")
@@ -404,14 +411,15 @@ def _read_capped(answer: requests.Response, deadline_s: float) -> bytes:
     """Read an answer of bounded size in bounded time; a server may drip or flood."""
     start, content = time.monotonic(), bytearray()
     try:
-        for chunk in answer.iter_content(1 << 16):
+        # read1 returns what has arrived; read would wait for its whole amount, and the deadline too.
+        while chunk := answer.raw.read1(1 << 16, decode_content=True):
             content += chunk
             if len(content) > ANSWER_LIMIT_BYTES:
                 raise _BadArgument(f"the answer is larger than {ANSWER_LIMIT_BYTES >> 20} MiB")
             if time.monotonic() - start > deadline_s:
                 raise Outage(f"the answer is not complete after {deadline_s:g} s")
-    except requests.exceptions.RequestException as error:
-        raise Outage(f"the answer broke off ({_named(error)})") from None
+    except (urllib3.exceptions.HTTPError, OSError):
+        raise Outage("the answer broke off") from None
     finally:
         answer.close()
     return bytes(content)

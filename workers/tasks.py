@@ -15,19 +15,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
 
 from storage import ledger, results
 from storage.database import connect, with_retries
 from storage.ledger import Claim, IncompatiblePlan
-from storage.records import Fit, RangeResult, SampleResult
+from storage.records import RangeResult, SampleResult
 from storage.settings import StorageSettings
 from workers.api import ApiClient, ApiError, JobPaused, JobStopped, Outage
 from workers.app import CLASSIFY_RANGE, app
 from workers.classify import (
-    Labels,
+    LabelPrompts,
     LabelVectors,
     LeaseLost,
     classify_range,
@@ -55,67 +54,26 @@ class Process:
         self.client = ApiClient(self.settings)
         prefix = self.settings.worker_name or socket.gethostname()
         self.name = f"{prefix}/{os.getpid()}"
-        self._labels: dict[tuple[int, str], Labels] = {}
-
-    def labels(self, claim: Claim) -> Labels:
-        """Return the job's labels as this endpoint can score them, kept for the next range."""
-        key = claim.label_set_id, claim.model
-        if key not in self._labels:
-            if self.client.endpoint().embeds:
-                self._labels[key] = LabelVectors(self._label_vectors(claim))
-            else:
-                labels = results.label_set(self.engine, claim.label_set_id)
-                if any(label.examples for label in labels.labels):
-                    raise JobStopped(
-                        "this API compares prompts only and cannot use example pictures: "
-                        "give prompts, or an API with /clip/embed_image"
-                    )
-                self._labels[key] = prompt_weights(labels, self.client)
-        return self._labels[key]
-
-    def _label_vectors(self, claim: Claim) -> np.ndarray:
-        """The label set's vectors, asked of the API once and kept in the database."""
-        stored = results.label_vectors(self.engine, claim.label_set_id, claim.model)
-        if stored is None:
-            self._check_model(claim)
-            labels = results.label_set(self.engine, claim.label_set_id)
-            stored = embed_labels(labels, self.client)
-            results.store_label_vectors(self.engine, claim.label_set_id, claim.model, stored)
-        return stored
-
-    def _check_model(self, claim: Claim) -> None:
-        served = self.client.endpoint().identity.model
-        if served != claim.model:
-            raise JobStopped(
-                f"the job asks for {claim.model} and this worker's API serves {served}: "
-                "point NIGHTREEL_API_URL at the job's API, or submit the job anew"
-            )
+        self._vectors: dict[tuple[int, str], LabelVectors] = {}
+        self._prompts: dict[int, LabelPrompts] = {}
 
     def run(self, claim: Claim, lost: threading.Event) -> RangeResult:
-        """Return what the claimed range gives, from stored vectors where there are any."""
-        chosen = claim.frame_range
+        """Return what the claimed range gives, from stored vectors where there are any: then no
+        picture is decoded or sent."""
         stored = results.stored_vectors(
-            self.engine,
-            claim.video_id,
-            claim.sampling,
-            claim.fit,
-            claim.model,
-            chosen.bucket_start,
-            chosen.bucket_end,
+            self.engine, claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
         )
         if stored is not None:
-            labels = self.labels(claim)
-            if isinstance(labels, LabelVectors):
-                return _rescore(stored, labels, claim.top_n)
+            return _rescore(stored, self._label_vectors(claim), claim.top_n)
         self._check_model(claim)
-        labels = self.labels(claim)
+        labels = self._label_vectors(claim) if self._embeds() else self._label_prompts(claim)
         decoded = read_range(
             _path_that_opens(claim),
             claim.info,
-            chosen,
+            claim.frame_range,
             claim.sampling,
-            size=self.client.endpoint().identity.input_size,
-            fit=Fit(claim.fit),
+            size=self.client.identity().input_size,
+            fit=claim.fit,
         )
         try:
             return classify_range(
@@ -128,6 +86,44 @@ class Process:
             )
         finally:
             decoded.close()
+
+    def _embeds(self) -> bool:
+        return self.client.endpoint().embeds
+
+    def _label_vectors(self, claim: Claim) -> LabelVectors:
+        """The label set's vectors: asked of the API once, then kept in the database, and what the
+        database kept first is what every worker scores with."""
+        key = claim.label_set_id, claim.model
+        if key not in self._vectors:
+            stored = results.label_vectors(self.engine, *key)
+            if stored is None:
+                self._check_model(claim)
+                labels = results.label_set(self.engine, claim.label_set_id)
+                mine = embed_labels(labels, self.client)
+                results.store_label_vectors(self.engine, *key, mine)
+                stored = results.label_vectors(self.engine, *key)
+            self._vectors[key] = LabelVectors(mine if stored is None else stored)
+        return self._vectors[key]
+
+    def _label_prompts(self, claim: Claim) -> LabelPrompts:
+        """The label set for an endpoint that only compares."""
+        if claim.label_set_id not in self._prompts:
+            labels = results.label_set(self.engine, claim.label_set_id)
+            if any(label.examples for label in labels.labels):
+                raise JobStopped(
+                    "this API compares prompts only and cannot use example pictures: "
+                    "give prompts, or an API with /clip/embed_image"
+                )
+            self._prompts[claim.label_set_id] = prompt_weights(labels, self.client)
+        return self._prompts[claim.label_set_id]
+
+    def _check_model(self, claim: Claim) -> None:
+        served = self.client.identity().model
+        if served != claim.model:
+            raise JobStopped(
+                f"the job asks for {claim.model} and this worker's API serves {served}: "
+                "point NIGHTREEL_API_URL at the job's API, or submit the job anew"
+            )
 
 
 def _rescore(stored: results.StoredRange, labels: LabelVectors, top_n: int) -> RangeResult:

@@ -14,7 +14,7 @@ from storage.exits import ExitCode
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from scheduler.submit import Submitted
+    from storage.ledger import Job
     from storage.summaries import VideoSummary
 
 SECOND_US = 1e6
@@ -50,6 +50,7 @@ COVERAGE = (
     Column("state", "State"),
     Column("duration_s", "Duration", duration, "right"),
     Column("analysed_s", "Analysed", duration, "right"),
+    Column("waiting_s", "Waiting", duration, "right"),
     Column("gaps_s", "Gaps", duration, "right"),
     Column(
         "gaps",
@@ -79,35 +80,27 @@ def summary(video: str | None, job_id: int | None, database_url: str, form: str)
 
 
 def write_summary(
-    engine: Engine,
-    job_id: int,
-    form: str,
-    video_ids: Collection[int] | None = None,
-    unreadable: Collection[Submitted] = (),
+    engine: Engine, job: Job, form: str, video_ids: Collection[int] | None = None
 ) -> int:
-    """Print the summary of a job's videos (all of them for None), then of files that could not be
-    looked at; return INCOMPLETE if any of these is not all analysed."""
-    from storage import ledger, summaries  # noqa: PLC0415
-    from storage.records import VideoState, shown_path  # noqa: PLC0415
+    """Print the summary of a job's videos (None: of all); return INCOMPLETE if any of them is not
+    all analysed."""
+    from storage.records import VideoState  # noqa: PLC0415
+    from storage.summaries import summaries  # noqa: PLC0415
 
-    rows = [_summary_row(one) for one in summaries.summary(engine, job_id, video_ids)]
-    for one in unreadable:
-        empty = {"video_id": None, "duration_s": None, "analysed": None, "scenes": None}
-        name = shown_path(one.file.path.encode("utf-8", "surrogateescape"))
-        rejected = str(VideoState.REJECTED)
-        rows.append(
-            {"video": name, "state": rejected, "labels": [], "flags": [], "reason": one.reason}
-            | empty
-        )
+    rows = [
+        _summary_row(one)
+        for one in summaries(engine, job.id)
+        if video_ids is None or one.video_id in video_ids
+    ]
     columns = [c for c in SUMMARY if form != "table" or _worth_showing(c.key, rows)]
-    write_rows(rows, columns, form, [ledger.job(engine, job_id).notice])
+    write_rows(rows, columns, form, [job.notice])
     complete = all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
 
 def _worth_showing(key: str, rows: Sequence[dict[str, Any]]) -> bool:
     """A table leaves out the columns that hold nothing; data keeps all its fields."""
-    return key not in ("flags", "reason") or any(row[key] for row in rows)
+    return key not in ("flags", "reason", "waiting_s") or any(row[key] for row in rows)
 
 
 def _summary_row(one: VideoSummary) -> dict[str, Any]:
@@ -115,11 +108,11 @@ def _summary_row(one: VideoSummary) -> dict[str, Any]:
         "video_id": one.video_id,
         "video": one.path,
         "state": str(one.state),
-        "duration_s": _seconds(one.duration_us),
+        "duration_s": one.duration_us / SECOND_US if one.duration_us else None,
         "analysed": one.analysed_us / one.duration_us if one.duration_us else None,
         "scenes": one.scenes if one.duration_us else None,
         "labels": [{"label": share.label, "share": round(share.share, 4)} for share in one.labels],
-        "flags": list(one.flags),
+        "flags": [flag.reason for flag in one.flags],
         "reason": one.reason,
     }
 
@@ -134,8 +127,7 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
 
     VIDEO is a path, a file name or an id; without it the scenes of all videos are shown.
     """
-    from storage import ledger  # noqa: PLC0415
-    from storage import scenes as stored  # noqa: PLC0415
+    from storage.scenes import scenes as stored  # noqa: PLC0415
 
     engine, job = _job(database_url, job_id)
     rows = [
@@ -150,9 +142,10 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
             "samples": scene.samples,
             "agreeing": round(scene.agreeing, 4),
         }
-        for path, scene in stored.scenes(engine, job, _only(engine, job, video))
+        for path, video_id in _videos(engine, job, video)
+        for scene in stored(engine, job.id, video_id).get(video_id, ())
     ]
-    write_rows(rows, SCENES, form, [ledger.job(engine, job).notice])
+    write_rows(rows, SCENES, form, [job.notice])
     return ExitCode.OK
 
 
@@ -166,18 +159,20 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
 
     Analysed and gaps add up to the duration of every video. Ends with 3 if anything is missing.
     """
-    from storage import coverage as stored  # noqa: PLC0415
+    from storage.coverage import coverage as stored  # noqa: PLC0415
     from storage.records import VideoState  # noqa: PLC0415
 
     engine, job = _job(database_url, job_id)
-    found = stored.coverage(engine, job, _only(engine, job, video))
+    of_video = {one.video_id: one for one in stored(engine, job.id)}
+    found = [(path, of_video[video_id]) for path, video_id in _videos(engine, job, video)]
     rows = [
         {
-            "video": one.path,
+            "video": path,
             "state": str(one.state),
-            "duration_s": _seconds(one.duration_us),
-            "analysed_s": _seconds(one.analysed_us),
-            "gaps_s": _seconds(one.gap_us),
+            "duration_s": one.duration_us / SECOND_US,
+            "analysed_s": one.analysed_us / SECOND_US,
+            "waiting_s": one.waiting_us / SECOND_US,
+            "gaps_s": one.gap_us / SECOND_US,
             "gaps": [
                 {
                     "start_s": gap.start_us / SECOND_US,
@@ -187,30 +182,39 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
                 }
                 for gap in one.gaps
             ],
-            "reason": one.reason,
+            "reason": one.reason or one.reason_kind,
         }
-        for one in found
+        for path, one in found
     ]
-    columns = [c for c in COVERAGE if form != "table" or c.key == "gaps" or _worth_showing(c.key, rows)]
+    columns = [c for c in COVERAGE if form != "table" or _worth_showing(c.key, rows)]
     write_rows(rows, columns, form)
     complete = all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
 
-def _seconds(microseconds: int | None) -> float | None:
-    return None if microseconds is None else microseconds / SECOND_US
-
-
-def _job(database_url: str, job_id: int | None) -> tuple[Engine, int]:
+def _job(database_url: str, job_id: int | None) -> tuple[Engine, Job]:
     from storage import database, ledger  # noqa: PLC0415
 
     engine = database.connect(database_url)
     database.check(engine)
-    return engine, ledger.job(engine, job_id).id
+    job = ledger.latest_job(engine) if job_id is None else ledger.get_job(engine, job_id)
+    return engine, job
 
 
-def _only(engine: Engine, job_id: int, video: str | None) -> list[int] | None:
+def _only(engine: Engine, job: Job, video: str | None) -> list[int] | None:
     """The videos that a person's word means; None means all."""
-    from storage import summaries  # noqa: PLC0415
+    from storage.summaries import find_videos  # noqa: PLC0415
 
-    return None if video is None else summaries.find_videos(engine, job_id, video)
+    return None if video is None else find_videos(engine, job.id, video)
+
+
+def _videos(engine: Engine, job: Job, video: str | None) -> list[tuple[str, int]]:
+    """Path and id of each video meant, in order of path."""
+    from storage.summaries import summaries  # noqa: PLC0415
+
+    only = _only(engine, job, video)
+    return [
+        (one.path, one.video_id)
+        for one in summaries(engine, job.id)
+        if only is None or one.video_id in only
+    ]

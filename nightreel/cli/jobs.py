@@ -40,7 +40,8 @@ def status(job_id: int | None, database_url: str, form: str) -> int:
 
     engine = database.connect(database_url)
     database.check(engine)
-    jobs = ledger.jobs(engine) if job_id is None else [ledger.job(engine, job_id)]
+    jobs = ledger.jobs(engine) if job_id is None else [ledger.get_job(engine, job_id)]
+    shown = (VideoState.COMPLETE, VideoState.PARTIAL, VideoState.REJECTED, VideoState.FAILED)
     rows = []
     for job in jobs:
         stands = ledger.status(engine, job.id)
@@ -48,25 +49,17 @@ def status(job_id: int | None, database_url: str, form: str) -> int:
             {
                 "job": job.id,
                 "name": job.name,
-                "state": stands.state,
+                "state": str(job.state),
                 "model": job.model,
                 "sampling": str(job.sampling),
                 "videos": stands.videos,
-                **{
-                    str(state): stands.videos_by_state.get(state, 0)
-                    for state in (
-                        VideoState.COMPLETE,
-                        VideoState.PARTIAL,
-                        VideoState.REJECTED,
-                        VideoState.FAILED,
-                    )
-                },
+                **{str(state): stands.videos_by_state[state] for state in shown},
                 "tasks": stands.tasks,
                 "tasks_done": stands.closed_tasks,
                 "samples": stands.samples,
                 "duration_s": stands.duration_us / 1e6,
                 "analysed": stands.analysed_us / stands.duration_us if stands.duration_us else None,
-                "image_calls": stands.image_calls,
+                "image_calls": stands.usage.image_calls,
                 "held": stands.held,
             }
         )

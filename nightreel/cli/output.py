@@ -62,7 +62,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str
 
     # Into a file or a pipe nothing is folded or cut, whatever the terminal's width.
     console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for column in columns:
         table.add_column(column.title, justify=column.justify, overflow="fold")
     for row in rows:

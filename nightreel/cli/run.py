@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from nightreel.local import LocalFarm
-    from scheduler.submit import Submitted
     from storage.records import Fit, JobSpec, LabelSet, Sampling
 
 POLL_S = 0.25
@@ -167,7 +166,7 @@ def run(
         },
     )
     one_run.carry_out(files)
-    return write_summary(results, job.id, form, one_run.video_ids, one_run.unreadable)
+    return write_summary(results, job, form, one_run.video_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +261,6 @@ class _Run:
     spec: JobSpec
     farm_settings: dict[str, object]
     video_ids: set[int] = field(default_factory=set)
-    unreadable: list[Submitted] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _fault: BaseException | None = None
 
@@ -273,6 +271,8 @@ class _Run:
 
         ledger.resume_job(self.engine, self.job_id)
         ledger.recover(self.engine, self.job_id)
+        # What failed by a passing fault (a disk away, a file locked) is worth another night.
+        ledger.retry_job(self.engine, self.job_id)
         planning = threading.Thread(target=self._plan, args=(files,), name="planning")
         with _terminated_as_interrupted(), ProgressDisplay() as display:
             try:
@@ -302,10 +302,7 @@ class _Run:
             )
             try:
                 for one in submitted:
-                    if one.video_id is None:
-                        self.unreadable.append(one)
-                    else:
-                        self.video_ids.add(one.video_id)
+                    self.video_ids.add(one.video_id)
                     if self._stop.is_set():
                         return
             finally:
@@ -355,6 +352,11 @@ class _Run:
     def _farm(self) -> LocalFarm:
         from nightreel.local import LocalFarm  # noqa: PLC0415
 
+        if self.farm_settings["broker_url"] is not None:
+            from scheduler.feeder import check_broker  # noqa: PLC0415
+            from workers.app import make_app  # noqa: PLC0415
+
+            check_broker(make_app())
         return LocalFarm(job_id=self.job_id, **self.farm_settings)  # type: ignore[arg-type]
 
 

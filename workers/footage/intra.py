@@ -22,22 +22,21 @@ def contradicts_keyframe(codec: str, extradata: bytes, packet: bytes) -> bool:
 
     False for an intra picture, and for codecs and packets whose headers are not understood.
     """
-    if codec == "h264":
-        return _h264_needs_others(extradata, packet)
-    if codec == "hevc":
-        for unit in _units(packet, _length_size(extradata, 21)):
-            kind = (unit[0] >> 1) & 0x3F
-            if kind < _HEVC_FIRST_NON_VCL:
-                return kind not in _HEVC_IRAP
-        return False
-    if codec == "mpeg4":
-        at = packet.find(b"\x00\x00\x01\xb6")
-        return 0 <= at < len(packet) - 4 and packet[at + 4] >> 6 != 0
-    if codec in ("mpeg1video", "mpeg2video"):
-        at = packet.find(b"\x00\x00\x01\x00")
-        return 0 <= at < len(packet) - 5 and (packet[at + 5] >> 3) & 7 != 1
-    if codec == "vp8":
-        return bool(packet) and packet[0] & 1 != 0
+    match codec:
+        case "h264":
+            return _h264_needs_others(extradata, packet)
+        case "hevc":
+            kinds = ((unit[0] >> 1) & 0x3F for unit in _units(packet, _length_size(extradata, 21)))
+            picture = next((kind for kind in kinds if kind < _HEVC_FIRST_NON_VCL), None)
+            return picture is not None and picture not in _HEVC_IRAP
+        case "mpeg4":
+            at = packet.find(b"\x00\x00\x01\xb6")
+            return 0 <= at < len(packet) - 4 and packet[at + 4] >> 6 != 0
+        case "mpeg1video" | "mpeg2video":
+            at = packet.find(b"\x00\x00\x01\x00")
+            return 0 <= at < len(packet) - 5 and (packet[at + 5] >> 3) & 7 != 1
+        case "vp8":
+            return bool(packet) and packet[0] & 1 != 0
     return False
 
 
@@ -90,7 +89,7 @@ def _exp_golomb(data: bytes, count: int) -> list[int]:
     """The first unsigned Exp-Golomb numbers of a bit string; -1 where it ends too early."""
     bits = int.from_bytes(data, "big")
     left = len(data) * 8
-    numbers = []
+    numbers: list[int] = []
     for _ in range(count):
         zeros = 0
         while left and not bits >> (left - 1) & 1:

@@ -7,6 +7,7 @@ takes part, so scheduler and worker agree on every boundary on every machine.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -61,6 +62,12 @@ class Grid:
             raise ValueError(f"sampling {self.sampling} has no time grid")
         return scaled(pts - self.first_pts, self.time_base * self.rate)
 
+    def bucket(self, pts: int) -> int:
+        """The bucket of one frame, as `buckets` has it."""
+        if self.rate is None:
+            raise ValueError(f"sampling {self.sampling} has no time grid")
+        return scaled_one(pts - self.first_pts, self.time_base * self.rate)
+
     def choose(self, pts: Ints, keyframe: Flags) -> tuple[Ints, Ints]:
         """The buckets and timestamps of the samples, both ascending and each at most once.
 
@@ -100,4 +107,9 @@ class Grid:
         pts = frame_range.pts or (self.first_pts,) * len(frame_range.buckets)
         starts = self.slot_starts(np.array(frame_range.buckets, np.int64), np.array(pts, np.int64))
         edges = [frame_range.start_us, *starts[1:].tolist(), end_us]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(itertools.pairwise(edges))
+
+
+def scaled_one(value: int, factor: Fraction) -> int:
+    """floor(value x factor) of a single value."""
+    return value * factor.numerator // factor.denominator

@@ -20,7 +20,7 @@ import av
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
@@ -65,7 +65,7 @@ class RejectKind(StrEnum):
     TOO_LARGE = "too-large"
 
 
-class Rejected(FootageError):
+class Rejected(FootageError):  # noqa: N818 -- it is a verdict on the file
     """A file that cannot be analysed; the text says cause and remedy in one line."""
 
     def __init__(self, kind: RejectKind, text: str) -> None:
@@ -101,7 +101,9 @@ def rejection(path: str, error: BaseException) -> Rejected:
                 RejectKind.UNREADABLE, f"{name}: reading made no progress; check the storage"
             )
     number = error.errno if isinstance(error, OSError | av.error.FFmpegError) else None
-    cause = os.strerror(number) if number in errno.errorcode else type(error).__name__
+    cause = type(error).__name__
+    if number is not None and number in errno.errorcode:
+        cause = os.strerror(number)
     return Rejected(RejectKind.UNREADABLE, f"{name}: cannot be read ({cause}); check the storage")
 
 
@@ -133,11 +135,15 @@ class Source:
         self.path = path
         self.damaged_reads = 0
         """Reads that failed and were passed over."""
+        self._pinned = stream_index
+        self._open()
+
+    def _open(self) -> None:
         try:
-            _refuse_unsuitable(path)
+            _refuse_unsuitable(self.path)
             # The prefix keeps names such as `concat:a|b`, `-` and `http://...` names of files.
             self._container: InputContainer = av.open(
-                f"file:{path}",
+                f"file:{self.path}",
                 container_options=_OPTIONS,
                 metadata_errors="replace",
                 timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
@@ -145,15 +151,20 @@ class Source:
         except Rejected:
             raise
         except (OSError, ValueError, av.error.FFmpegError) as error:
-            raise rejection(path, error) from error
+            raise rejection(self.path, error) from error
         try:
             self._container.flags &= ~_GENERATE_PTS
             self.container: str = self._container.format.name
-            self.stream, self.stream_reason = self._choose(stream_index)
+            self.stream, self.stream_reason = self._choose(self._pinned)
             self._configure()
         except BaseException:
             self._container.close()
             raise
+
+    def rewind(self) -> None:
+        """Go back to the first packet by opening the file again, which every container can do."""
+        self.close()
+        self._open()
 
     def __enter__(self) -> Self:
         return self
@@ -245,14 +256,13 @@ class Source:
         # One thread a process scales with the processes; threads inside one hardly do.
         context.thread_count = 1
 
-    def packets(self) -> Iterator[Packet[VideoStream]]:
-        """The stream's packets from here to the end of the file; damaged reads are passed over.
-
-        Raises FootageError where the storage fails.
+    def packets(self, *, every_stream: bool = False) -> Iterator[Packet[Stream]]:
+        """The stream's packets (or those of all streams) from here to the end of the file; damaged
+        reads are passed over. Raises FootageError where the storage fails.
         """
         failures = 0
         while failures < _FAILED_READS:
-            demuxed = self._container.demux(self.stream)
+            demuxed = self._container.demux(() if every_stream else self.stream)
             try:
                 for packet in demuxed:
                     if packet.size or packet.dts is not None:

@@ -127,8 +127,7 @@ class WordVectors:
 def unit(vectors: Floats) -> Floats:
     """The rows at length one; a row of zeros stays as it is."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    scaled: Floats = vectors / np.where(lengths > 0, lengths, np.float32(1))
-    return scaled
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32, copy=False)
 
 
 def _tokenizer(definition: bytes) -> Tokenizer:
@@ -141,11 +140,11 @@ def _tokenizer(definition: bytes) -> Tokenizer:
 def _gelu(x: Floats) -> Floats:
     """x times the normal distribution's mass below x; its error function by M. Abramowitz and
     I. Stegun, "Handbook of Mathematical Functions", 7.1.26 (error below 1.5e-7)."""
-    z = np.abs(x) * np.float32(np.sqrt(0.5))
-    t = 1 / (1 + np.float32(0.3275911) * z)
+    z: Floats = np.abs(x) * np.float32(np.sqrt(0.5))
+    t: Floats = np.reciprocal(1 + np.float32(0.3275911) * z)
     tail: Floats = np.full_like(t, 1.061405429)
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
         tail = tail * t + np.float32(coefficient)
-    error = np.copysign(1 - tail * t * np.exp(-z * z), x)
-    y: Floats = x * (1 + error) / np.float32(2)
+    error: Floats = np.copysign(1 - tail * t * np.exp(-z * z), x).astype(np.float32, copy=False)
+    y: Floats = x * (1 + error) * np.float32(0.5)
     return y

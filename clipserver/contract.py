@@ -1,0 +1,147 @@
+"""The CLIP routes' requests, answers and refusals as they stand on the wire.
+
+Refusal             an answer that is an error: status and message, `{"message": ...}`
+  PictureRefusal    400, a picture that cannot be used
+  Busy              503 with Retry-After
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pydantic_core
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+KNOWN_VERSIONS = frozenset(
+    {
+        "RN50",
+        "RN101",
+        "RN50x4",
+        "RN50x16",
+        "RN50x64",
+        "ViT-B-16",
+        "ViT-B-32",
+        "ViT-L-14",
+        "ViT-L-14-336px",
+    }
+)
+"""What a request may name as `clip_version_id`. The one loaded engine answers for all of them."""
+
+_DECIMALS = 8  # of a vector's numbers on the wire: finer than float32 resolves in unit vectors
+
+
+class Refusal(Exception):  # noqa: N818  # an answer of the contract, not only a fault
+    """An answer that is an error."""
+
+    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.headers = dict(headers or {})
+
+
+class PictureRefusal(Refusal):
+    """A picture that cannot be used, with the cause."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(400, f"Could not load input image. Cause: {cause}")
+
+
+class Busy(Refusal):
+    """More work is waiting than the server takes on."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "The server is busy. Try again in a moment.", {"Retry-After": "1"})
+
+
+class Picture(BaseModel):
+    """A picture by value or by address. Which types are served is decided when it is loaded."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str
+    value: str
+
+
+class ClipRequest(BaseModel):
+    """What every request may carry. Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    api_key: Annotated[str | None, Field(repr=False)] = None
+    clip_version_id: str | None = "ViT-B-16"
+
+
+class EmbedImageRequest(ClipRequest):
+    """One picture or a list of them."""
+
+    image: Picture | list[Picture]
+
+
+def _encodable(text: str) -> str:
+    text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+"""JSON can hold half a surrogate pair, which is no text."""
+
+
+class EmbedTextRequest(ClipRequest):
+    """One text or a list of them."""
+
+    text: Text | list[Text]
+
+
+Side = Picture | Text
+"""A picture, or a string: a text, or a picture's bare base64 where pictures are compared."""
+
+
+class CompareRequest(ClipRequest):
+    """One subject and the prompts to compare it with.
+
+    A prompt object with both keys `type` and `value` is one picture, not two named prompts.
+    """
+
+    subject: Side
+    subject_type: Literal["image", "text"] = "image"
+    prompt: Side | list[Side] | dict[Text, Side]
+    prompt_type: Literal["image", "text"] = "text"
+
+    def prompts(self) -> tuple[list[str] | None, list[Side]]:
+        """The prompts' names, None where they have none, and the prompts in the same order."""
+        if isinstance(self.prompt, dict):
+            return list(self.prompt), list(self.prompt.values())
+        return None, self.prompt if isinstance(self.prompt, list) else [self.prompt]
+
+
+def embed_answer(vectors: NDArray[np.float32], started: float) -> bytes:
+    """One vector for each input; `started` is what `time.perf_counter` said on arrival."""
+    rounded = np.round(vectors.astype(np.float64), _DECIMALS)
+    return _answer({"embeddings": rounded.tolist()}, started)
+
+
+def compare_answer(
+    names: Sequence[str] | None, similarities: NDArray[np.float32], started: float
+) -> bytes:
+    """Raw cosines in the order of the prompts, under their names where they have names."""
+    values = similarities.astype(np.float64).tolist()
+    similarity = values if names is None else dict(zip(names, values, strict=True))
+    return _answer({"similarity": similarity}, started)
+
+
+def _answer(result: dict[str, Any], started: float) -> bytes:
+    return pydantic_core.to_json(
+        {
+            "inference_id": str(uuid.uuid4()),
+            "frame_id": None,
+            "time": time.perf_counter() - started,
+            **result,
+            "parent_id": None,
+        }
+    )

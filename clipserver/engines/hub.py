@@ -1,0 +1,183 @@
+"""Where CLIP's files are: a folder, the hub's cache on this machine, or the hub itself.
+
+Answers without importing any library of the hub and within half a second, so that a machine without
+internet is not made to wait.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipserver.engines import Description, EngineUnavailableError
+
+_ANSWER_S = 0.5
+_DEFAULT_SIDE = 224
+_FINGERPRINT_BYTES = 65536
+_FOLDERS = ("", "onnx")
+_TRUE = {"1", "ON", "YES", "TRUE"}
+_PINNED = {"Xenova/clip-vit-base-patch16": "c32d8e02b868e2fbb4d080d155161b06393fb0f2"}
+"""Revisions that are taken where none is asked for; another model's is its `main`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files that CLIP needs."""
+
+    vision: Path
+    text: Path
+    tokenizer: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """CLIP weights that can be had; `fetch` brings them here if they are not."""
+
+    description: Description
+    fetch: Callable[[], Files]
+
+
+def in_folder(folder: Path, *, int8: bool) -> Located:
+    """Weights in a folder of one's own. EngineUnavailableError naming what is missing."""
+    files = _files(folder, int8=int8)
+    model = f"clip-{folder.resolve().name}@{_fingerprint(files)}"
+    return Located(_description(model, folder), lambda: files)
+
+
+def on_hub(model: str, *, int8: bool) -> Located:
+    """Weights named `owner/name` or `owner/name@revision`, out of the cache if they are there.
+    EngineUnavailableError where they are not and the hub does not answer."""
+    name, _, asked = model.partition("@")
+    revision = asked or _PINNED.get(name, "main")
+    cached = _cached(name, revision)
+    if cached is not None and _complete(cached, int8=int8):
+        files = _files(cached, int8=int8)
+        return Located(_description(_versioned(name, cached.name, int8), cached), lambda: files)
+    commit = None if _offline() else _commit_on_hub(name, revision)
+    if commit is None:
+        raise EngineUnavailableError(
+            f"no CLIP weights: {name} is not on this machine and the hub cannot be reached; where "
+            f"there is internet run 'hf download {name} --revision {revision} --local-dir clip', "
+            "then give that folder as --model-dir"
+        )
+    description = Description("clip", _versioned(name, commit, int8), _DEFAULT_SIDE, None)
+    return Located(description, lambda: _fetch(name, commit, int8=int8))
+
+
+def _versioned(name: str, commit: str, int8: bool) -> str:
+    return f"{name.rpartition('/')[2]}{'-int8' if int8 else ''}@{commit[:8]}"
+
+
+def _description(model: str, folder: Path) -> Description:
+    try:
+        config = json.loads((folder / "preprocessor_config.json").read_bytes())
+        crop = config["crop_size"]
+        side = int(crop["height"] if isinstance(crop, dict) else crop)
+    except (OSError, ValueError, KeyError, TypeError):
+        side = _DEFAULT_SIDE
+    return Description("clip", model, side, None)
+
+
+def _names(*, int8: bool) -> tuple[str, str]:
+    suffix = "_quantized" if int8 else ""
+    return f"vision_model{suffix}.onnx", f"text_model{suffix}.onnx"
+
+
+def _files(folder: Path, *, int8: bool) -> Files:
+    found = []
+    for name in (*_names(int8=int8), "tokenizer.json"):
+        places = [folder / below / name for below in _FOLDERS]
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
+            raise EngineUnavailableError(
+                f"no CLIP weights: {folder} has no {name}, nor has its folder onnx"
+            )
+        found.append(path)
+    return Files(*found)
+
+
+def _complete(folder: Path, *, int8: bool) -> bool:
+    try:
+        _files(folder, int8=int8)
+    except EngineUnavailableError:
+        return False
+    return True
+
+
+def _fingerprint(files: Files) -> str:
+    """Eight hexadecimal digits of the files' sizes, beginnings and ends: other weights, other
+    digits, without reading hundreds of megabytes."""
+    digest = hashlib.sha256()
+    for path in (files.vision, files.text, files.tokenizer):
+        size = path.stat().st_size
+        digest.update(size.to_bytes(8, "little"))
+        with path.open("rb") as file:
+            digest.update(file.read(_FINGERPRINT_BYTES))
+            file.seek(max(0, size - _FINGERPRINT_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:8]
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in _TRUE
+
+
+def _cache() -> Path:
+    if cache := os.environ.get("HF_HUB_CACHE"):
+        return Path(cache)
+    if home := os.environ.get("HF_HOME"):
+        return Path(home, "hub")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base, "huggingface", "hub").expanduser()
+
+
+def _cached(name: str, revision: str) -> Path | None:
+    """The snapshot's folder, whose name is its commit."""
+    folder = _cache() / f"models--{name.replace('/', '--')}"
+    reference = folder / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _commit_on_hub(name: str, revision: str) -> str | None:
+    """The commit that a revision stands for, None where the hub does not say so in time.
+
+    Asked for in a thread, since looking up a name may take longer than any timeout says.
+    """
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    url = f"{endpoint}/{name}/resolve/{revision}/tokenizer.json"
+    commits: list[str | None] = []
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # the hub's own address
+        try:
+            with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310
+                commits.append(answer.headers.get("X-Repo-Commit"))
+        except (OSError, ValueError):
+            commits.append(None)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_ANSWER_S)
+    return commits[0] if commits else None
+
+
+def _fetch(name: str, commit: str, *, int8: bool) -> Files:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  # heavy, and rarely needed
+
+    wanted = [*(f"onnx/{file}" for file in _names(int8=int8)), "*.json"]
+    try:
+        folder = snapshot_download(name, revision=commit, allow_patterns=wanted)
+    except OSError as error:
+        raise EngineUnavailableError(
+            f"the weights of {name} could not be fetched from the hub ({type(error).__name__}): "
+            "run the same command again, it resumes"
+        ) from error
+    return _files(Path(folder), int8=int8)

@@ -1,0 +1,95 @@
+"""From a request's picture to the square that the engine reads.
+
+Resizing follows CLIP's own preprocessing: shorter side to n, bicubic, centre cut out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from clipserver.contract import Picture, PictureRefusal
+from clipserver.fetch import fetch
+
+_FORMATS = ("JPEG", "PNG", "WEBP")
+_DATA_PREFIX = re.compile(r"\s*data:image/[\w.+-]+;base64,")
+_BLANK = re.compile(r"\s+")
+
+
+class PictureReader:
+    """Reads pictures to one size.
+
+    `side` is in pixels; a picture of more than `max_pixels`, or of more than `max_bytes` where it
+    is fetched, is refused, and an address is followed only where `allow_url`.
+    """
+
+    def __init__(self, side: int, *, max_pixels: int, max_bytes: int, allow_url: bool) -> None:
+        self._side = side
+        self._max_pixels = max_pixels
+        self._max_bytes = max_bytes
+        self._allow_url = allow_url
+
+    def read(self, picture: Picture | str) -> NDArray[np.uint8]:
+        """side x side x 3 RGB; a string is a picture's bare base64. PictureRefusal with the cause
+        for what cannot be read."""
+        if isinstance(picture, str):
+            data = decode_base64(picture)
+        elif picture.type == "base64":
+            data = decode_base64(picture.value)
+        elif picture.type == "url":
+            if not self._allow_url:
+                raise PictureRefusal("pictures by URL are not served here: send base64.")
+            data = fetch(picture.value, self._max_bytes)
+        else:
+            raise PictureRefusal("unknown type of picture: send base64.")
+        return np.asarray(square(self._open(data), self._side))
+
+    def _open(self, data: bytes) -> Image.Image:
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                if image.width * image.height > self._max_pixels:
+                    raise PictureRefusal(
+                        f"{image.width} x {image.height} is more than the "
+                        f"{self._max_pixels} pixels allowed."
+                    )
+                # Sixteen bits of grey are scaled; converting would clip them.
+                if image.mode.startswith("I"):
+                    grey = np.asarray(image).astype(np.uint32) >> 8
+                    return Image.fromarray(np.minimum(grey, 255).astype(np.uint8)).convert("RGB")
+                return ImageOps.exif_transpose(image).convert("RGB")
+        except PictureRefusal:
+            raise
+        # Decoders meet damage in many ways; whatever they raise, the picture is unreadable.
+        except Exception as error:
+            raise PictureRefusal("not a readable JPEG, PNG or WEBP.") from error
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes of standard base64, with or without a data prefix and line breaks. PictureRefusal
+    for anything else, and for nothing at all."""
+    body = _BLANK.sub("", _DATA_PREFIX.sub("", text, count=1))
+    try:
+        data = base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PictureRefusal("malformed base64.") from error
+    if not data:
+        raise PictureRefusal("empty picture.")
+    return data
+
+
+def square(image: Image.Image, side: int) -> Image.Image:
+    """The centre square after the shorter side was brought to `side`."""
+    width, height = image.size
+    if (width, height) == (side, side):
+        return image
+    shorter = min(width, height)
+    width, height = int(side * width / shorter), int(side * height / shorter)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + side, top + side))

@@ -1,0 +1,81 @@
+"""What of each video was analysed, and what was not, and why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, func, select
+
+from storage.database import reading
+from storage.records import Gap, GapKind, TaskState, VideoState
+from storage.schema import gaps, job_videos, tasks
+
+
+@dataclass(frozen=True, slots=True)
+class VideoCoverage:
+    """A video of a job: duration = analysed + gaps + waiting, and nothing waits once it is closed.
+    A rejected video has no duration that could be trusted: all of its times are 0."""
+
+    video_id: int
+    state: VideoState
+    reason_kind: str | None
+    reason: str | None
+    """Why it is not complete, where it is closed and is not."""
+    duration_us: int
+    analysed_us: int
+    waiting_us: int
+    gaps: tuple[Gap, ...]
+    """In order of time."""
+
+    @property
+    def gap_us(self) -> int:
+        """Microseconds that were given up."""
+        return sum(gap.end_us - gap.start_us for gap in self.gaps)
+
+
+def coverage(engine: Engine, job_id: int, video: int | None = None) -> list[VideoCoverage]:
+    """How each video of the job stands, or the one of number `video`, by number.
+
+    Analysed and waiting time are counted from the tasks, gaps are read: that they add up to the
+    duration is a fact of the rows.
+    """
+    span_us = tasks.c.end_us - tasks.c.start_us
+    videos_of_job = select(job_videos).where(job_videos.c.job_id == job_id)
+    time_of_tasks = (
+        select(tasks.c.video_id, tasks.c.state, func.sum(span_us), func.sum(tasks.c.gap_us))
+        .where(tasks.c.job_id == job_id)
+        .group_by(tasks.c.video_id, tasks.c.state)
+    )
+    gaps_of_job = select(gaps).where(gaps.c.job_id == job_id)
+    if video is not None:
+        videos_of_job = videos_of_job.where(job_videos.c.video_id == video)
+        time_of_tasks = time_of_tasks.where(tasks.c.video_id == video)
+        gaps_of_job = gaps_of_job.where(gaps.c.video_id == video)
+    analysed_us: defaultdict[int, int] = defaultdict(int)
+    waiting_us: defaultdict[int, int] = defaultdict(int)
+    found: defaultdict[int, list[Gap]] = defaultdict(list)
+    with reading(engine) as connection:
+        rows = connection.execute(videos_of_job.order_by(job_videos.c.video_id)).all()
+        closed = {row.video_id for row in rows if row.state != VideoState.RUNNING}
+        for video_id, state, total_us, gap_us in connection.execute(time_of_tasks):
+            if state == TaskState.DONE:
+                analysed_us[video_id] += int(total_us) - int(gap_us)
+            elif state not in (TaskState.FAILED, TaskState.CANCELLED) or video_id not in closed:
+                # The gaps of lost tasks are written when the video closes.
+                waiting_us[video_id] += int(total_us)
+        for gap in connection.execute(gaps_of_job.order_by(gaps.c.video_id, gaps.c.start_us)):
+            found[gap.video_id].append(Gap(gap.start_us, gap.end_us, GapKind(gap.kind), gap.detail))
+    return [
+        VideoCoverage(
+            video_id=row.video_id,
+            state=VideoState(row.state),
+            reason_kind=row.reason_kind,
+            reason=row.reason,
+            duration_us=row.duration_us,
+            analysed_us=analysed_us[row.video_id],
+            waiting_us=waiting_us[row.video_id],
+            gaps=tuple(found[row.video_id]),
+        )
+        for row in rows
+    ]

@@ -1,0 +1,242 @@
+"""Videos and jobs are closed by counting their rows, never by a message that could get lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, Row, delete, exists, select, update
+from sqlalchemy import insert as plain_insert
+
+from storage.database import reading, writing
+from storage.dialect import Now, upsert
+from storage.ledger.job import JobState
+from storage.records import Gap, GapKind, Label, SampleResult, Scene, TaskState, VideoState
+from storage.results import gaps_in, labels_in, samples_in
+from storage.scenes import labelled_scenes
+from storage.schema import OPEN, RUNNING, flags, gaps, job_videos, jobs, scenes, tasks
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedVideo:
+    """A video that was closed, and how it stands now."""
+
+    job_id: int
+    video_id: int
+    state: VideoState
+
+
+def close_finished(engine: Engine, job_id: int | None = None) -> list[ClosedVideo]:
+    """Close every video whose tasks are all finished, of all jobs or of `job_id` alone, then every
+    job whose videos are all closed; return the videos closed by this call.
+
+    Closing writes the gaps of failed and cancelled tasks, the scenes and the flags. Done twice or
+    by two at once, it gives the same rows.
+    """
+    open_task = exists().where(
+        OPEN, tasks.c.job_id == job_videos.c.job_id, tasks.c.video_id == job_videos.c.video_id
+    )
+    finished = select(job_videos.c.job_id, job_videos.c.video_id).where(RUNNING, ~open_task)
+    if job_id is not None:
+        finished = finished.where(job_videos.c.job_id == job_id)
+    with reading(engine) as connection:
+        found = connection.execute(finished.order_by(*finished.selected_columns)).all()
+    closed = []
+    for job, video in found:
+        state = _close_video(engine, job, video)
+        if state is not None:
+            closed.append(ClosedVideo(job, video, state))
+    _close_jobs(engine, job_id)
+    return closed
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """A finished video as it will stand in the tables."""
+
+    opening: int
+    state: VideoState
+    analysed_us: int
+    reason: tuple[str, str] | tuple[None, None]
+    lost: list[tuple[int, Gap]]
+    scenes: list[tuple[int, Scene]]
+    flags: list[dict[str, Any]]
+
+
+def _close_video(engine: Engine, job_id: int, video_id: int) -> VideoState | None:
+    outcome = _outcome(engine, job_id, video_id)
+    if outcome is None:
+        return None
+    of_video = {"job_id": job_id, "video_id": video_id}
+    kind, detail = outcome.reason
+    with writing(engine) as connection:
+        # Scenes take a while to compute, and no writer waits for that; so the video may have been
+        # closed, or closed and opened again, by somebody else meanwhile.
+        mine = connection.execute(
+            update(job_videos)
+            .where(
+                RUNNING,
+                job_videos.c.job_id == job_id,
+                job_videos.c.video_id == video_id,
+                job_videos.c.opening == outcome.opening,
+            )
+            .values(
+                state=outcome.state,
+                analysed_us=outcome.analysed_us,
+                reason_kind=kind,
+                reason=detail,
+                closed_ms=Now(),
+            )
+        )
+        if mine.rowcount == 0:
+            return None
+        upsert(
+            connection,
+            gaps,
+            [
+                {
+                    **of_video,
+                    "start_us": gap.start_us,
+                    "end_us": gap.end_us,
+                    "kind": gap.kind,
+                    "detail": gap.detail,
+                    "task_id": task_id,
+                }
+                for task_id, gap in outcome.lost
+            ],
+        )
+        for table in (scenes, flags):
+            connection.execute(
+                delete(table).where(table.c.job_id == job_id, table.c.video_id == video_id)
+            )
+        if outcome.scenes:
+            connection.execute(
+                plain_insert(scenes),
+                [of_video | _scene_row(label, scene) for label, scene in outcome.scenes],
+            )
+        if outcome.flags:
+            connection.execute(plain_insert(flags), [of_video | row for row in outcome.flags])
+    return outcome.state
+
+
+def _outcome(engine: Engine, job_id: int, video_id: int) -> _Outcome | None:
+    with reading(engine) as connection:
+        opening = connection.scalar(
+            select(job_videos.c.opening).where(
+                RUNNING, job_videos.c.job_id == job_id, job_videos.c.video_id == video_id
+            )
+        )
+        if opening is None:
+            return None
+        rows = connection.execute(
+            select(
+                tasks.c.id,
+                tasks.c.state,
+                tasks.c.start_us,
+                tasks.c.end_us,
+                tasks.c.gap_us,
+                tasks.c.error_kind,
+                tasks.c.error,
+            ).where(tasks.c.job_id == job_id, tasks.c.video_id == video_id)
+        ).all()
+        found = samples_in(connection, job_id, video_id)
+        known = gaps_in(connection, job_id, video_id)
+        label_set = labels_in(connection, job_id)
+    lost = [(row.id, _gap_of(row)) for row in rows if row.state != TaskState.DONE]
+    every_gap = sorted([*known, *(gap for _, gap in lost)], key=lambda gap: gap.start_us)
+    analysed_us = sum(
+        row.end_us - row.start_us - row.gap_us for row in rows if row.state == TaskState.DONE
+    )
+    return _Outcome(
+        opening=opening,
+        state=_state_of(analysed_us, every_gap),
+        analysed_us=analysed_us,
+        reason=_reason_of(every_gap),
+        lost=lost,
+        scenes=labelled_scenes(found, every_gap, [label.name for label in label_set]),
+        flags=_flags_of(found, label_set),
+    )
+
+
+def _gap_of(task: Row[*tuple[Any, ...]]) -> Gap:
+    if task.state == TaskState.CANCELLED:
+        return Gap(task.start_us, task.end_us, GapKind.CANCELLED)
+    detail = f"{task.error_kind}: {task.error}"
+    return Gap(task.start_us, task.end_us, GapKind.TASK_FAILED, detail)
+
+
+def _state_of(analysed_us: int, every_gap: Sequence[Gap]) -> VideoState:
+    if not every_gap:
+        return VideoState.COMPLETE
+    if analysed_us > 0:
+        return VideoState.PARTIAL
+    if all(gap.kind is GapKind.CANCELLED for gap in every_gap):
+        return VideoState.CANCELLED
+    return VideoState.FAILED
+
+
+def _reason_of(every_gap: Sequence[Gap]) -> tuple[str, str] | tuple[None, None]:
+    """Kind of the gaps that take most of the time, and what the longest of them says."""
+    if not every_gap:
+        return None, None
+    lengths: Counter[GapKind] = Counter()
+    for gap in every_gap:
+        lengths[gap.kind] += gap.end_us - gap.start_us
+    worst = lengths.most_common(1)[0][0]
+    longest = max(
+        (gap for gap in every_gap if gap.kind is worst), key=lambda gap: gap.end_us - gap.start_us
+    )
+    return worst, longest.detail
+
+
+def _scene_row(label: int, scene: Scene) -> dict[str, Any]:
+    return {
+        "start_us": scene.start_us,
+        "end_us": scene.end_us,
+        "label": label,
+        "confidence": scene.confidence,
+        "peak": scene.peak,
+        "samples": scene.samples,
+        "agreeing": scene.agreeing,
+    }
+
+
+def _flags_of(found: Sequence[SampleResult], label_set: Sequence[Label]) -> list[dict[str, Any]]:
+    """One row for each flagged label that some sample raises: by its threshold, or where it has
+    none, by being the sample's best label."""
+    raised: dict[int, list[tuple[int, float]]] = {}
+    for sample in found:
+        for rank, prediction in enumerate(sample.predictions):
+            label = label_set[prediction.label]
+            if label.flag is None:
+                continue
+            if (rank == 0) if label.threshold is None else prediction.confidence >= label.threshold:
+                raised.setdefault(prediction.label, []).append((sample.t_us, prediction.confidence))
+    return [
+        {
+            "label": label,
+            "samples": len(hits),
+            "first_us": hits[0][0],
+            "last_us": hits[-1][0],
+            "peak": max(confidence for _, confidence in hits),
+        }
+        for label, hits in sorted(raised.items())
+    ]
+
+
+def _close_jobs(engine: Engine, job_id: int | None) -> None:
+    running_video = exists().where(RUNNING, job_videos.c.job_id == jobs.c.id)
+    finished = (jobs.c.state != JobState.CLOSED) & jobs.c.planning_finished & ~running_video
+    if job_id is not None:
+        finished = finished & (jobs.c.id == job_id)
+    with reading(engine) as connection:
+        if connection.scalar(select(jobs.c.id).where(finished).limit(1)) is None:
+            return
+    with writing(engine) as connection:
+        connection.execute(
+            update(jobs)
+            .where(finished)
+            .values(state=JobState.CLOSED, pause_kind=None, pause_reason=None, closed_ms=Now())
+        )

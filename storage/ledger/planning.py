@@ -1,0 +1,182 @@
+"""Videos: recognised by content, planned into tasks, or rejected."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import Engine, RowMapping, select, update
+from sqlalchemy import insert as plain_insert
+
+from storage.database import reading, writing
+from storage.dialect import Now, insert, one_line
+from storage.ledger.job import reopen
+from storage.records import ArchiveFile, FrameRange, TaskState, VideoInfo, VideoState
+from storage.schema import files, job_videos, tasks, videos
+
+
+def register_file(engine: Engine, file: ArchiveFile, content_id: str) -> int:
+    """The number of the video that the file holds.
+
+    The same content elsewhere is the same video; other content at the same path is another one.
+    """
+    with writing(engine) as connection:
+        connection.execute(
+            insert(connection, videos)
+            .values(content_id=content_id)
+            .on_conflict_do_nothing(index_elements=["content_id"])
+        )
+        known = select(videos.c.id).where(videos.c.content_id == content_id)
+        video_id = connection.scalars(known).one()
+        found = {
+            "size_bytes": file.size_bytes,
+            "mtime_ns": file.mtime_ns,
+            "video_id": video_id,
+            "seen_ms": Now(),
+        }
+        connection.execute(
+            insert(connection, files)
+            .values(path_sha256=_path_key(file), path_raw=file.path_raw, path=file.shown, **found)
+            .on_conflict_do_update(index_elements=["path_sha256"], set_=found)
+        )
+    return int(video_id)
+
+
+def known_video(engine: Engine, file: ArchiveFile) -> int | None:
+    """The video that stood at this path with this size and modification time, so that the file
+    need not be read again; None where it must be."""
+    with reading(engine) as connection:
+        return connection.scalar(
+            select(files.c.video_id).where(
+                files.c.path_sha256 == _path_key(file),
+                files.c.size_bytes == file.size_bytes,
+                files.c.mtime_ns == file.mtime_ns,
+            )
+        )
+
+
+def _path_key(file: ArchiveFile) -> bytes:
+    return hashlib.sha256(file.path_raw).digest()
+
+
+def video_in_job(engine: Engine, job_id: int, video_id: int) -> VideoState | None:
+    """How the video stands in the job; None where the job does not know it."""
+    with reading(engine) as connection:
+        state = connection.scalar(
+            select(job_videos.c.state).where(
+                job_videos.c.job_id == job_id, job_videos.c.video_id == video_id
+            )
+        )
+    return None if state is None else VideoState(state)
+
+
+def plan_video(
+    engine: Engine, job_id: int, video_id: int, info: VideoInfo, ranges: Sequence[FrameRange]
+) -> None:
+    """Write a video's facts and its tasks into the job, all at once.
+
+    Planning again changes nothing, save for a video that had been rejected. ValueError where the
+    ranges do not tile [0, `info.duration_us`): what no task answers for would be lost in silence.
+    """
+    _check_tiling(ranges, info.duration_us)
+    planned = {"state": VideoState.RUNNING, "duration_us": info.duration_us, "analysed_us": 0}
+    with writing(engine) as connection:
+        statement = insert(connection, job_videos).values(
+            job_id=job_id, video_id=video_id, opening=1, **planned
+        )
+        new = connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["job_id", "video_id"],
+                set_={
+                    **planned,
+                    "opening": job_videos.c.opening + 1,
+                    "reason_kind": None,
+                    "reason": None,
+                    "closed_ms": None,
+                },
+                where=job_videos.c.state == VideoState.REJECTED,
+            ).returning(job_videos.c.video_id)
+        ).first()
+        if new is None:
+            return
+        connection.execute(update(videos).where(videos.c.id == video_id).values(columns_of(info)))
+        if ranges:
+            connection.execute(
+                plain_insert(tasks),
+                [
+                    {
+                        "job_id": job_id,
+                        "video_id": video_id,
+                        "ordinal": ordinal,
+                        "bucket_start": one.bucket_start,
+                        "bucket_end": one.bucket_end,
+                        "start_us": one.start_us,
+                        "end_us": one.end_us,
+                        "plan": one.to_json(),
+                        "state": TaskState.PENDING,
+                        "attempts": 0,
+                        "fence": 0,
+                        "not_before_ms": 0,
+                        "samples": 0,
+                        "gap_us": 0,
+                    }
+                    for ordinal, one in enumerate(ranges)
+                ],
+            )
+        reopen(connection, job_id)
+
+
+def _check_tiling(ranges: Sequence[FrameRange], duration_us: int) -> None:
+    edges = [0, *(edge for one in ranges for edge in (one.start_us, one.end_us)), duration_us]
+    met = all(edges[i] == edges[i + 1] for i in range(0, len(edges), 2))
+    forward = all(one.start_us < one.end_us for one in ranges)
+    apart = all(a.bucket_end <= b.bucket_start for a, b in pairwise(ranges))
+    if not (met and forward and apart):
+        raise ValueError(f"the ranges do not tile the video's [0, {duration_us}) microseconds")
+
+
+def reject_video(engine: Engine, job_id: int, video_id: int, kind: str, reason: str) -> None:
+    """Record that the job cannot read this video, and why; a planned one stays planned."""
+    why = {"reason_kind": kind, "reason": one_line(reason), "closed_ms": Now()}
+    with writing(engine) as connection:
+        connection.execute(
+            insert(connection, job_videos)
+            .values(
+                job_id=job_id,
+                video_id=video_id,
+                state=VideoState.REJECTED,
+                duration_us=0,
+                analysed_us=0,
+                opening=0,
+                **why,
+            )
+            .on_conflict_do_update(
+                index_elements=["job_id", "video_id"],
+                set_=why,
+                where=job_videos.c.state == VideoState.REJECTED,
+            )
+        )
+
+
+def columns_of(info: VideoInfo) -> dict[str, Any]:
+    """The facts of probing as columns of `videos`."""
+    columns = asdict(info)
+    columns["time_base"] = str(info.time_base)
+    columns["frame_rate"] = None if info.frame_rate is None else str(info.frame_rate)
+    columns["warnings"] = json.dumps(info.warnings)
+    return columns
+
+
+def info_of(row: RowMapping) -> VideoInfo:
+    """The facts of probing from the columns of a planned video."""
+    columns = {field.name: row[field.name] for field in fields(VideoInfo)}
+    columns["time_base"] = Fraction(columns["time_base"])
+    if columns["frame_rate"] is not None:
+        columns["frame_rate"] = Fraction(columns["frame_rate"])
+    columns["warnings"] = tuple(json.loads(columns["warnings"]))
+    return VideoInfo(**columns)

@@ -1,0 +1,174 @@
+"""Hard video files made on the spot with PyAV, so that their tests run on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+
+WIDTH, HEIGHT = 160, 96
+
+
+def scenery(number: int, width: int = WIDTH, height: int = HEIGHT) -> Picture:
+    """A picture with texture that moves: no two numbers below 1000 look alike."""
+    y, x = np.mgrid[0:height, 0:width]
+    red = (x * 2 + number * 7) % 256
+    green = (y * 3 + number * 5) % 256
+    blue = ((x // 16 + y // 16) % 2 * 128 + number * 11) % 256
+    return np.stack([red, green, blue], axis=2).astype(np.uint8)
+
+
+def patch(colour: tuple[int, int, int], width: int = WIDTH, height: int = HEIGHT) -> Picture:
+    """A picture of one colour."""
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def encode(
+    path: Path,
+    pictures: Iterable[Picture],
+    *,
+    codec: str = "libx264",
+    pixel_format: str = "yuv420p",
+    rate: int = 30,
+    pts: Callable[[int], int] = lambda number: number,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    prepare: Callable[[VideoFrame], VideoFrame] = lambda frame: frame,
+    change: Callable[[int, Packet], Packet | None] = lambda _number, packet: packet,
+    configure: Callable[[av.VideoStream], None] = lambda _stream: None,
+) -> Path:
+    """Write a video whose frame n has the timestamp `pts(n)` in ticks of 1/rate.
+
+    `change` sees every packet in decoding order and may alter, replace or drop (None) it.
+    """
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options or {})
+        stream.pix_fmt = pixel_format
+        stream.codec_context.time_base = Fraction(1, rate)
+        stream.codec_context.thread_count = 1
+        configure(stream)
+        packets = 0
+
+        def mux(frame: VideoFrame | None) -> None:
+            nonlocal packets
+            for packet in stream.encode(frame):
+                kept = change(packets, packet)
+                packets += 1
+                if kept is not None:
+                    container.mux(kept)
+
+        for number, picture in enumerate(pictures):
+            frame = VideoFrame.from_ndarray(picture, format="rgb24")
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = prepare(frame.reformat(format=pixel_format))
+            frame.pts, frame.time_base = pts(number), Fraction(1, rate)
+            mux(frame)
+        mux(None)
+    return path
+
+
+def x264(gop: int = 30, bframes: int = 3, extra: str = "") -> dict[str, str]:
+    """Options of an H.264 stream with keyframes exactly every `gop` frames."""
+    parameters = f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes={bframes}:b-adapt=0:{extra}"
+    return {"preset": "veryfast", "crf": "20", "x264-params": parameters.rstrip(":")}
+
+
+def frames(count: int) -> list[Picture]:
+    """The first pictures of the scenery."""
+    return [scenery(number) for number in range(count)]
+
+
+def damaged(packet: Packet) -> Packet:
+    """The packet with its picture data turned into noise; sizes and timestamps stay."""
+    data = bytearray(bytes(packet))
+    data[8:] = np.random.default_rng(1).integers(0, 256, len(data) - 8, np.uint8).tobytes()
+    noise = Packet(bytes(data))
+    noise.pts, noise.dts, noise.duration = packet.pts, packet.dts, packet.duration
+    noise.time_base, noise.stream, noise.is_keyframe = (
+        packet.time_base,
+        packet.stream,
+        packet.is_keyframe,
+    )
+    return noise
+
+
+def two_groups_apart(number: int) -> int:
+    """Timestamps of a variable rate: two seconds at the full rate, then one frame in seven."""
+    return number if number < 60 else 60 + (number - 60) * 7
+
+
+HARD_FILES: dict[str, Callable[[Path], Path]] = {
+    "b_frames.mp4": lambda path: encode(path, frames(240), options=x264()),
+    "open_gop.mkv": lambda path: encode(path, frames(240), options=x264(extra="open-gop=1")),
+    "open_gop.ts": lambda path: encode(
+        path, frames(240), options=x264(extra="open-gop=1:repeat-headers=1")
+    ),
+    "long_gop.mp4": lambda path: encode(path, frames(300), options=x264(gop=150)),
+    "one_keyframe.mp4": lambda path: encode(path, frames(150), options=x264(gop=10_000)),
+    "intra_refresh.mp4": lambda path: encode(
+        path, frames(180), options=x264(bframes=0, extra="intra-refresh=1")
+    ),
+    "variable_rate.mp4": lambda path: encode(
+        path, frames(150), options=x264(), pts=two_groups_apart
+    ),
+    "late_start.ts": lambda path: encode(
+        path, frames(180), options=x264(), pts=lambda number: number + 900
+    ),
+    "flash.flv": lambda path: encode(path, frames(180), options=x264()),
+    "fragmented.mp4": lambda path: encode(
+        path,
+        frames(180),
+        options=x264(),
+        container_options={"movflags": "frag_keyframe+empty_moov"},
+    ),
+    "ten_bit.mp4": lambda path: encode(
+        path,
+        frames(120),
+        codec="libx265",
+        pixel_format="yuv420p10le",
+        options={
+            "preset": "ultrafast",
+            "x265-params": "keyint=30:open-gop=1:bframes=4:log-level=none:pools=1:frame-threads=1",
+        },
+    ),
+    "vp9.webm": lambda path: encode(
+        path,
+        frames(120),
+        codec="libvpx-vp9",
+        options={"deadline": "realtime", "cpu-used": "8", "g": "30", "lag-in-frames": "8"},
+    ),
+    "vp8.webm": lambda path: encode(
+        path,
+        frames(120),
+        codec="libvpx",
+        options={
+            "deadline": "good",
+            "cpu-used": "5",
+            "g": "40",
+            "auto-alt-ref": "1",
+            "lag-in-frames": "16",
+        },
+    ),
+    "mpeg2.ts": lambda path: encode(
+        path, frames(150), codec="mpeg2video", rate=25, options={"g": "12", "bf": "2"}
+    ),
+    "mpeg2.mpg": lambda path: encode(
+        path, frames(150), codec="mpeg2video", rate=25, options={"g": "12", "bf": "2"}
+    ),
+    "motion_jpeg.avi": lambda path: encode(
+        path, frames(90), codec="mjpeg", pixel_format="yuvj420p"
+    ),
+    "mpeg4.mp4": lambda path: encode(path, frames(150), codec="mpeg4", options={"g": "25"}),
+    "two_frames.mp4": lambda path: encode(path, frames(2), options=x264()),
+    "one_frame.mkv": lambda path: encode(path, frames(1), options=x264()),
+}
+"""Files that decode without a fault, by name; the suffix chooses the container."""

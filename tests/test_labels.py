@@ -1,0 +1,136 @@
+"""`labels.yaml`: what is right is read exactly, what is wrong names its line and the remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scheduler.labels import SEASONS, LabelsError, label_set_of, read_labels, seasons
+
+
+def loader(data: bytes) -> bytes:
+    """Stands where the decoder of pictures would: this module is about the file's own rules."""
+    if data.startswith(b"bad"):
+        raise ValueError("it is not a picture")
+    return b"jpeg:" + data
+
+
+def read(tmp_path: Path, text: str):
+    path = tmp_path / "labels.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_labels(path, loader)
+
+
+def test_a_full_file_is_read(tmp_path: Path) -> None:
+    """Name, prompts, threshold and flag arrive; a plain text is a label by itself."""
+    labels = read(
+        tmp_path,
+        """
+name: sites
+labels:
+  - name: building
+    prompts: [a construction site, a crane]
+    threshold: 0.6
+    flag: works in progress
+  - open field
+""",
+    )
+    first, second = labels.labels
+    assert labels.name == "sites"
+    assert first.prompts == ("a construction site", "a crane")
+    assert (first.threshold, first.flag) == (0.6, "works in progress")
+    assert (second.name, second.prompts) == ("open field", ("open field",))
+
+
+def test_examples_are_found_beside_the_file(tmp_path: Path) -> None:
+    """Example pictures are relative to the label file, globs included, in order of name."""
+    for name in ("w2.jpg", "w1.jpg", "s.jpg"):
+        (tmp_path / name).write_bytes(name.encode())
+    labels = read(
+        tmp_path, '- {name: winter, examples: "w*.jpg"}\n- {name: summer, examples: [s.jpg]}\n'
+    )
+    assert labels.labels[0].examples == (b"jpeg:w1.jpg", b"jpeg:w2.jpg")
+    assert labels.labels[0].prompts == ()
+
+
+def test_the_digest_follows_the_content_alone(tmp_path: Path) -> None:
+    """Equal labels have equal digests whatever the set is called; another prompt has another."""
+    one = read(tmp_path, "name: a\nlabels: [x, y]")
+    same = read(tmp_path, "name: b\nlabels: [x, {name: y}]")
+    other = read(tmp_path, "labels: [x, {name: y, prompt: z}]")
+    assert one.digest == same.digest != other.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        (
+            "labels:\n  - name: a\n    prompt: x\n    colour: red\n  - b",
+            4,
+            "unknown field 'colour'",
+        ),
+        ("- a\n- name: b\n  threshold: 7", 3, "above 0 and at most 1"),
+        ("- a\n- name: b\n  threshold: much", 3, "above 0 and at most 1"),
+        ("- a\n- name: b\n  flag: look", 3, "without `threshold:`"),
+        ("- a\n- b\n- a", 3, "stands on line 1 already"),
+        ("- a\n- prompts: [x]", 2, "without `name:`"),
+        ("- a\n- name: b\n  prompts: []", 3, "empty list of prompts"),
+        ("- a\n- name: b\n  name: c", 3, "stands twice"),
+        ("- a\n- [b, c]", 2, "a label is a text"),
+        ("- a\n- name: b\n  examples: gone.jpg", 3, "no picture is found"),
+        (
+            "- a\n- name: b\n  examples: bad.jpg",
+            3,
+            "no usable example picture: it is not a picture",
+        ),
+        ("- a\n- " + "long " * 100, 2, "characters"),
+        ("- a\n- ''", 2, "a text is expected"),
+        ("- a\n- b: [", 2, "not valid YAML"),
+        ("name: x\nlabels: []", 2, "empty or missing list"),
+        ("name: x", 1, "no `labels:` list"),
+        ("- a\n- {name: b, prompt: x, examples: good.jpg}", 1, "described otherwise than the rest"),
+    ],
+)
+def test_a_mistake_names_its_line(tmp_path: Path, text: str, line: int, problem: str) -> None:
+    """Every mistake is one line that names file, line and what to do."""
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    (tmp_path / "good.jpg").write_bytes(b"good")
+    with pytest.raises(LabelsError) as caught:
+        read(tmp_path, text)
+    assert problem in str(caught.value)
+    assert f"labels.yaml, line {line}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_python_tags_are_not_run(tmp_path: Path) -> None:
+    """A YAML tag that would construct an object is refused, and constructs nothing."""
+    marker = tmp_path / "ran"
+    with pytest.raises(LabelsError):
+        read(tmp_path, f"- a\n- !!python/object/apply:os.mkdir ['{marker}']")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot be read"), (b"\xff\xfe\x00", "not UTF-8"), (b"- a\x00", "forbids")],
+)
+def test_what_is_no_text_is_refused(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    """A missing file and binary files are told apart from wrong YAML."""
+    path = tmp_path / "labels.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(LabelsError, match=problem):
+        read_labels(path, loader)
+
+
+def test_the_default_is_the_seasons() -> None:
+    """Without labels a run asks for the four seasons and something else."""
+    assert [label.name for label in seasons().labels] == list(SEASONS)
+
+
+@pytest.mark.parametrize("texts", [["only one"], ["a", "a"], ["a", " "], ["a", "b" * 301]])
+def test_labels_that_cannot_be_compared_are_refused(texts: list[str]) -> None:
+    """One label, a repeated one, an empty one and one too long for the model are mistakes."""
+    with pytest.raises(LabelsError):
+        label_set_of(texts)

@@ -1,0 +1,315 @@
+"""The samples of one frame range. Nothing that a file holds ends a range: what does not decode is
+tried again, then another frame of its bucket stands in, and at last it is a gap with a reason."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import av.error
+from av.video.frame import VideoFrame
+
+from storage.records import (
+    Fit,
+    FrameRange,
+    Gap,
+    GapKind,
+    Sampling,
+    SamplingMode,
+    VideoInfo,
+    shown_path,
+)
+from workers.footage.decoder import Decoder
+from workers.footage.picture import Picture, Renderer
+from workers.footage.sample import Grid, scaled_one
+from workers.footage.source import FootageError, Rejected, Source
+from workers.footage.watchdog import watched
+
+__all__ = ["DecodedSample", "FootageError", "read_range"]
+
+STALL_S = 60.0
+"""Seconds without any progress after which a range ends with a gap."""
+
+_SETTLED_BEHIND = 24
+"""Samples that wait behind a missing one at most; no codec reorders over more frames."""
+_DETAILS = {
+    GapKind.DAMAGED: "frames do not decode",
+    GapKind.READ_ERROR: "the file no longer holds the frames",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedSample:
+    """A sample as a picture, and the interval of the video that it answers for."""
+
+    bucket: int
+    pts: int | None
+    """Timestamp of the frame; None where the video has none and frames are counted."""
+    t_us: int
+    start_us: int
+    end_us: int
+    picture: Picture
+    """Size x size x 3, uint8 RGB."""
+
+
+def read_range(
+    path: str,
+    info: VideoInfo,
+    frame_range: FrameRange,
+    sampling: Sampling,
+    *,
+    size: int,
+    fit: Fit,
+    stall_s: float = STALL_S,
+) -> Iterator[DecodedSample | Gap]:
+    """The samples of a range in order, and gaps for what does not decode.
+
+    Their intervals tile [frame_range.start_us, frame_range.end_us) exactly. Decoding that makes no
+    progress for `stall_s` seconds ends with a gap. Raises FootageError, with one line of text,
+    where the file vanished, changed or cannot be read. The file is closed when the iterator is
+    exhausted, closed or fails.
+    """
+    reader = _Reader(path, info, frame_range, sampling, size, fit)
+    return watched(reader.read, frame_range.start_us, frame_range.end_us, stall_s)
+
+
+@dataclass
+class _Reader:
+    """Reads one range once."""
+
+    path: str
+    info: VideoInfo
+    range: FrameRange
+    sampling: Sampling
+    size: int
+    fit: Fit
+
+    def __post_init__(self) -> None:
+        self._grid = Grid.of(self.info, self.sampling)
+        # What a truncated file lacks is in the plan and not in the file.
+        self._end_us = max(self.range.start_us, min(self.range.end_us, self.info.indexed_us))
+
+    def read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
+        with _opened(self.path, self.info) as source:
+            self._renderer = Renderer(
+                self.size,
+                self.fit,
+                rotation=self.info.rotation,
+                pixel_aspect=source.sample_aspect_ratio,
+            )
+            if self.range.buckets and not self.range.pts:
+                yield from self._counted(Decoder(source, beat))
+            else:
+                yield from _joined(self._timed(Decoder(source, beat), beat))
+        if self._end_us < self.range.end_us:
+            detail = "the header promises more than the file holds"
+            yield Gap(self._end_us, self.range.end_us, GapKind.TRUNCATED, detail)
+
+    def _timed(self, decoder: Decoder, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
+        """The samples that the plan names by their timestamps."""
+        wanted, splittable = self.range.pts, self.info.sequential_reason is None
+        if not wanted:
+            yield Gap(self.range.start_us, self._end_us, GapKind.DAMAGED, "no frame to sample")
+            return
+        slots = self._grid.slots(self.range, self._end_us)
+        found = _Found(self.range, self._grid, self._render)
+        latest = wanted[0]
+        for frame in decoder.wanted(wanted, self.range.seek_pts, splittable=splittable):
+            if frame is None:
+                lost = [i for i in found.missing() if wanted[i] in decoder.fed]
+            else:
+                found.add(frame)
+                latest = max(latest, frame.pts or latest)
+                if len(found.samples) <= _SETTLED_BEHIND:
+                    lost = []
+                else:
+                    lost = [i for i in found.missing() if wanted[i] < latest]
+            if lost and splittable:
+                self._retry([wanted[i] for i in lost], found, beat)
+            found.give_up(lost)
+            for i, sample in found.ready():
+                yield self._placed(sample, i, slots[i])
+        if not decoder.fed:
+            raise FootageError(
+                f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
+                "was probed; the file changed, submit it again"
+            )
+        # What never came as a packet, where the others did.
+        found.give_up(found.missing())
+        for i, sample in found.ready():
+            yield self._placed(sample, i, slots[i], GapKind.READ_ERROR)
+
+    def _retry(self, lost: Sequence[int], found: _Found, beat: Callable[[], None]) -> None:
+        """Decode once more what did not come: from further back, and every picture."""
+        with _opened(self.path, self.info) as source:
+            for frame in Decoder(source, beat).again(lost[0]):
+                found.add(frame, out_of_order=True)
+                if frame.pts is not None and frame.pts > lost[-1]:
+                    return
+
+    def _render(self, frame: VideoFrame) -> _Rendered | None:
+        try:
+            return _Rendered(frame.pts, self._renderer.picture(frame))
+        except (av.error.FFmpegError, ValueError):
+            return None
+
+    def _placed(
+        self,
+        rendered: _Rendered | None,
+        position: int,
+        slot: tuple[int, int],
+        kind: GapKind = GapKind.DAMAGED,
+    ) -> DecodedSample | Gap:
+        if rendered is None or rendered.pts is None:
+            return Gap(*slot, kind, _DETAILS[kind])
+        t_us = scaled_one(rendered.pts - self.info.first_pts, self.info.time_base * 1_000_000)
+        bucket = self.range.buckets[position]
+        return DecodedSample(bucket, rendered.pts, t_us, *slot, rendered.picture)
+
+    def _counted(self, decoder: Decoder) -> Iterator[DecodedSample | Gap]:
+        """The samples of a video without timestamps: frames are numbered as they come."""
+        frame_us = 1_000_000 * self.info.time_base
+        waiting: DecodedSample | None = None
+        number = 0
+        for number, frame in enumerate(decoder.everything(), 1):
+            t_us = scaled_one(number - 1, frame_us)
+            bucket, start_us = self._numbered(frame, number - 1, waiting)
+            if waiting and bucket == waiting.bucket:
+                continue
+            rendered = self._render(frame) if t_us < self._end_us else None
+            if rendered is None:
+                continue
+            if waiting:
+                yield replace(waiting, end_us=start_us)
+            else:
+                start_us = 0
+            waiting = DecodedSample(bucket, None, t_us, start_us, start_us, rendered.picture)
+        # Containers count packets that hold no picture, so only damage makes a shortfall a loss.
+        end_us = self._end_us
+        if decoder.damaged:
+            end_us = min(end_us, scaled_one(number, frame_us))
+        if waiting:
+            end_us = max(end_us, waiting.start_us)
+            yield replace(waiting, end_us=end_us)
+        else:
+            end_us = 0
+        if end_us < self._end_us:
+            yield Gap(end_us, self._end_us, GapKind.DAMAGED, "frames do not decode")
+
+    def _numbered(
+        self, frame: VideoFrame, number: int, before: DecodedSample | None
+    ) -> tuple[int, int]:
+        """The bucket of a counted frame and where that bucket begins, in microseconds."""
+        t_us = scaled_one(number, 1_000_000 * self.info.time_base)
+        if self._grid.rate is not None:
+            bucket = scaled_one(number, self.info.time_base * self._grid.rate)
+            return bucket, scaled_one(bucket, 1_000_000 / self._grid.rate)
+        if self.sampling.mode is SamplingMode.EVERY_FRAME:
+            return number, t_us
+        if before is None:
+            return 0, t_us
+        return before.bucket + frame.key_frame, t_us
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rendered:
+    pts: int | None
+    picture: Picture
+
+
+class _Found:
+    """The wanted frames of a range by their position in the plan; handed out in order, once."""
+
+    def __init__(
+        self,
+        frame_range: FrameRange,
+        grid: Grid,
+        render: Callable[[VideoFrame], _Rendered | None],
+    ) -> None:
+        self.samples: dict[int, _Rendered | None] = {}
+        """What came and was not handed out yet; None stands for a sample that is lost."""
+        self._wanted = frame_range.pts
+        self._position = {pts: i for i, pts in enumerate(frame_range.pts)}
+        self._of_bucket = {bucket: i for i, bucket in enumerate(frame_range.buckets)}
+        self._grid = grid
+        self._render = render
+        self._next = 0
+        self._stand_ins: dict[int, VideoFrame] = {}
+
+    def add(self, frame: VideoFrame, *, out_of_order: bool = False) -> None:
+        """Take a frame if it is wanted, or if it may stand in for one of its bucket that should
+        have come before it (`out_of_order`: before or after it)."""
+        pts = frame.pts
+        if pts is None:
+            return
+        position = self._position.get(pts)
+        if position is not None:
+            if position >= self._next and self.samples.get(position) is None:
+                rendered = self._render(frame)
+                if rendered is not None:
+                    self.samples[position] = rendered
+        elif self._grid.rate is not None and pts >= self._grid.first_pts:
+            # Ordinal buckets hold one frame, for which no other can stand in.
+            position = self._of_bucket.get(self._grid.bucket(pts))
+            if (
+                position is not None
+                and position >= self._next
+                and position not in self.samples
+                and position not in self._stand_ins
+                and (out_of_order or pts > self._wanted[position])
+            ):
+                self._stand_ins[position] = frame
+
+    def missing(self) -> list[int]:
+        """Positions that neither came nor were given up."""
+        return [i for i in range(self._next, len(self._wanted)) if i not in self.samples]
+
+    def give_up(self, lost: Iterable[int]) -> None:
+        """Settle what will not come: by what stands in for it, else as lost."""
+        for i in lost:
+            if self.samples.get(i) is None:
+                stand_in = self._stand_ins.pop(i, None)
+                self.samples[i] = self._render(stand_in) if stand_in is not None else None
+
+    def ready(self) -> Iterator[tuple[int, _Rendered | None]]:
+        """Hand out, in order, what is settled up to the first that is not."""
+        while self._next in self.samples:
+            self._stand_ins.pop(self._next, None)
+            yield self._next, self.samples.pop(self._next)
+            self._next += 1
+
+
+def _opened(path: str, info: VideoInfo) -> Source:
+    """The stream that was probed. FootageError where it is not there any more."""
+    try:
+        source = Source(path, info.stream_index)
+    except Rejected as rejected:
+        raise FootageError(str(rejected)) from rejected
+    if source.container != info.container or source.codec != info.codec:
+        source.close()
+        raise FootageError(
+            f"{shown_path(os.fsencode(path))}: {source.codec} in {source.container} where "
+            f"{info.codec} in {info.container} was probed; the file changed, submit it again"
+        )
+    return source
+
+
+def _joined(results: Iterable[DecodedSample | Gap]) -> Iterator[DecodedSample | Gap]:
+    """The same, with gaps that touch and have one reason made one."""
+    gap: Gap | None = None
+    for result in results:
+        if isinstance(result, Gap):
+            joins = gap is not None and (gap.kind, gap.detail) == (result.kind, result.detail)
+            if gap is not None and joins:
+                gap = replace(gap, end_us=result.end_us)
+                continue
+        if gap is not None:
+            yield gap
+        gap = None
+        if isinstance(result, Gap):
+            gap = result
+        else:
+            yield result
+    if gap is not None:
+        yield gap

@@ -1,0 +1,247 @@
+"""Feeds a decoder no more than the wanted frames need.
+
+Packets are held back until one is wanted. At a keyframe that serves every wanted frame still to
+come, what was held is dropped undecoded, so of most groups of pictures little or nothing is
+decoded. Pictures that no other picture refers to are skipped unless wanted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from enum import Enum, auto
+from typing import Literal
+
+import av.error
+from av.packet import Packet
+from av.stream import Stream
+from av.video.frame import VideoFrame
+
+from workers.footage.index import Unwrapper
+from workers.footage.source import Source
+
+_HELD_BYTES = 32 * 2**20
+"""Undecoded packets held at most; then they are decoded, so an endless group holds no memory."""
+_SEARCHED = frozenset(("mpegts", "mpeg"))
+"""Containers without an index, in which seeking searches the file by decoding timestamps."""
+_JUMP_S, _JUMP_SEARCHED_S = 10, 600
+"""Seconds of video from which on seeking costs less than reading on, with an index and without."""
+_BACK_S = (0, 1, 4, 16, 64)
+"""Seconds by which a seek aims early, one after the other while it lands too late."""
+_BACK_SEARCHED, _BACK_RETRY = 1, 2
+"""Where in `_BACK_S` to begin: for searched containers, and for another try at lost frames."""
+
+
+class _Ending(Enum):
+    """Why reading on from one place ended."""
+
+    DONE = auto()
+    LATE = auto()
+    """It began after the keyframe that the next wanted frame needs."""
+    FAR = auto()
+    """The next wanted frame is so far away that seeking costs less."""
+
+
+class _Agenda:
+    """The wanted timestamps whose packets have not been fed."""
+
+    def __init__(self, wanted: Sequence[int], fed: set[int]) -> None:
+        self._pending = deque(wanted)
+        self._left = set(wanted)
+        self._fed = fed
+
+    @property
+    def next(self) -> int | None:
+        """The earliest; None when nothing is left."""
+        return self._pending[0] if self._pending else None
+
+    def wants(self, pts: int | None) -> bool:
+        return pts in self._left
+
+    def feed(self, pts: int) -> None:
+        self._fed.add(pts)
+        self._left.discard(pts)
+        while self._pending and self._pending[0] not in self._left:
+            self._pending.popleft()
+
+    def forget_before(self, pts: int) -> None:
+        """Give up what should have come by now."""
+        while self._pending and (self._pending[0] < pts or self._pending[0] not in self._left):
+            self._left.discard(self._pending.popleft())
+
+
+class _Held:
+    """Packets read and not decoded."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Bytes held."""
+        self._packets: list[Packet[Stream]] = []
+
+    def append(self, packet: Packet[Stream]) -> None:
+        self._packets.append(packet)
+        self.size += packet.size
+
+    def take(self) -> list[Packet[Stream]]:
+        packets, self._packets, self.size = self._packets, [], 0
+        return packets
+
+
+class Decoder:
+    """Decodes parts of one open source. `beat` is called for every packet."""
+
+    def __init__(self, source: Source, beat: Callable[[], None]) -> None:
+        self.damaged = 0
+        """Packets that did not decode."""
+        self.fed: set[int] = set()
+        """Timestamps of the wanted frames whose packets were decoded."""
+        self._source = source
+        self._beat = beat
+        self._unwrapper: Unwrapper | None = None
+        self._busy = False
+        searched = source.container in _SEARCHED
+        self._least_back = _BACK_SEARCHED if searched else 0
+        self._jump = self._ticks(_JUMP_SEARCHED_S if searched else _JUMP_S)
+
+    def wanted(
+        self, wanted: Sequence[int], seek_pts: int | None, *, splittable: bool
+    ) -> Iterator[VideoFrame | None]:
+        """Frames in the decoder's order, all wanted ones that decode among them; `wanted` ascends.
+
+        None stands where the decoder was emptied: wanted frames in `fed` that have not come by then
+        will not come. Without `splittable` all packets are decoded, from the first on, and falling
+        timestamps are unwrapped.
+        """
+        if not splittable:
+            self._unwrapper = Unwrapper()
+        agenda = _Agenda(wanted, self.fed)
+        # A stream whose first packet alone carries what its decoder must know (the encoder's
+        # version in an H.264 stream, for one) decodes to noise from anywhere else.
+        whole = seek_pts is None or not self._primed_seek(seek_pts)
+        back = self._least_back
+        while agenda.next is not None:
+            ending = yield from self._run(agenda, whole, splittable)
+            yield from self._drained()
+            if ending is _Ending.DONE or agenda.next is None:
+                return
+            back = self._least_back if ending is _Ending.FAR else back + 1
+            whole = not self._seek(agenda.next, back)
+
+    def _run(
+        self, agenda: _Agenda, whole: bool, splittable: bool
+    ) -> Generator[VideoFrame | None, None, _Ending]:
+        """Read on from here. `whole`: from the file's first packet, which needs no keyframe."""
+        anchored, last_key = whole, None
+        held = _Held()
+        for packet in self._packets():
+            pts = packet.pts
+            if splittable and packet.is_keyframe and pts is not None:
+                if last_key is not None:
+                    # Frames shown before the last keyframe all stand before this one in the file.
+                    agenda.forget_before(last_key)
+                    if agenda.next is None:
+                        return _Ending.DONE
+                last_key = pts
+                if agenda.next is not None and pts <= agenda.next:
+                    yield from self._drained()
+                    held.take()
+                    anchored = True
+                elif not anchored:
+                    return _Ending.LATE
+            if not anchored:
+                continue
+            held.append(packet)
+            hit = agenda.wants(pts)
+            if hit or held.size > _HELD_BYTES:
+                for waiting in held.take():
+                    wanted = agenda.wants(waiting.pts)
+                    yield from self._decoded(waiting, only_references=not wanted)
+            if hit and pts is not None:
+                agenda.feed(pts)
+                if agenda.next is None:
+                    return _Ending.DONE
+                if splittable and agenda.next - pts > self._jump:
+                    return _Ending.FAR
+        return _Ending.DONE if anchored else _Ending.LATE
+
+    def everything(self) -> Iterator[VideoFrame]:
+        """All frames from the first packet on, in the order of presentation."""
+        for packet in self._packets():
+            yield from self._decoded(packet)
+        for frame in self._drained():
+            if frame is not None:
+                yield frame
+
+    def again(self, pts: int) -> Iterator[VideoFrame]:
+        """All frames from a keyframe well before a timestamp on, with nothing held or skipped."""
+        whole, back = not self._primed_seek(pts, _BACK_RETRY), _BACK_RETRY
+        while True:
+            anchored = whole
+            for packet in self._packets():
+                if not anchored and packet.is_keyframe and packet.pts is not None:
+                    if packet.pts > pts:
+                        break
+                    anchored = True
+                if anchored:
+                    yield from self._decoded(packet)
+            if anchored:
+                break
+            back += 1
+            whole = not self._seek(pts, back)
+        for frame in self._drained():
+            if frame is not None:
+                yield frame
+
+    def _ticks(self, seconds: int) -> int:
+        return int(seconds / (self._source.stream.time_base or 1))
+
+    def _packets(self) -> Iterator[Packet[Stream]]:
+        for packet in self._source.packets():
+            self._beat()
+            if self._unwrapper is not None:
+                shift = self._unwrapper.shift(packet.dts, packet.duration)
+                if shift:
+                    packet.dts = packet.dts + shift if packet.dts is not None else None
+                    packet.pts = packet.pts + shift if packet.pts is not None else None
+            yield packet
+
+    def _primed_seek(self, pts: int, back: int = 0) -> bool:
+        for packet in self._source.packets():
+            for _ in self._decoded(packet):
+                pass
+            break
+        return self._seek(pts, max(back, self._least_back))
+
+    def _seek(self, pts: int, back: int) -> bool:
+        """Aim before a timestamp; False where reading begins at the file's first packet instead."""
+        self._busy = False
+        if back < len(_BACK_S) and self._source.seek(pts - self._ticks(_BACK_S[back])):
+            return True
+        self._source.rewind()
+        return False
+
+    def _decoded(
+        self, packet: Packet[Stream], *, only_references: bool = False
+    ) -> Iterator[VideoFrame]:
+        context = self._source.stream.codec_context
+        skip: Literal["DEFAULT", "NONREF"] = (
+            "NONREF" if only_references and self._busy else "DEFAULT"
+        )
+        context.skip_frame = skip
+        self._busy = True
+        try:
+            yield from context.decode(packet)
+        except av.error.FFmpegError:
+            self.damaged += 1
+
+    def _drained(self) -> Iterator[VideoFrame | None]:
+        if not self._busy:
+            return
+        context = self._source.stream.codec_context
+        try:
+            yield from context.decode(None)
+        except av.error.FFmpegError:
+            self.damaged += 1
+        context.flush_buffers()
+        self._busy = False
+        yield None

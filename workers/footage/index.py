@@ -1,0 +1,205 @@
+"""A video's index: what its packets say about its frames, read without decoding one."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from workers.footage.intra import contradicts_keyframe, is_hidden
+from workers.footage.sample import Flags, Ints
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.stream import Stream
+
+NO_DTS = -(2**63)
+"""Stands in `Index.dts` for a packet without a decoding timestamp."""
+
+_KEYFRAMES_COMPARED = 512
+"""Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
+_AVI_WITHOUT_PTS = frozenset(("mpeg4", "h264", "hevc"))
+"""Codecs with reordered frames, which AVI stores without presentation timestamps."""
+
+
+class Unwrapper:
+    """Turns timestamps that fall back (joined recordings, wrapped clocks) into one running time.
+
+    Index and decoder feed it the same packets in the same order and so agree.
+    """
+
+    def __init__(self) -> None:
+        self.jumps = 0
+        self._shift = 0
+        self._dts: int | None = None
+        self._next = 0
+
+    def shift(self, dts: int | None, duration: int | None) -> int:
+        """Ticks to add to this packet's timestamps."""
+        if dts is not None:
+            if self._dts is not None and dts < self._dts:
+                self._shift += self._next - dts
+                self.jumps += 1
+            self._dts = dts
+            self._next = dts + (duration or 1)
+        return self._shift
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Index:
+    """The presented frames of one stream, in decoding order.
+
+    About 25 bytes a frame: ten hours at sixty frames a second take 55 MB.
+    """
+
+    pts: Ints
+    """Presentation timestamps in ticks of `time_base`, unwrapped; ordinals where `counted`."""
+    dts: Ints
+    """Decoding timestamps, unwrapped; NO_DTS where there is none."""
+    duration: Ints
+    """Durations by the container; 0 where unknown."""
+    keyframe: Flags
+    time_base: Fraction
+    """Seconds a tick; where `counted`, seconds a frame."""
+    counted: bool
+    """The file has no presentation timestamps, so time is the frame's number over the rate."""
+    sequential_reason: str | None
+    """Why ranges cannot be read independently; None where they can."""
+    packets: int
+    """Packets read, those of frames that are not presented included."""
+    jumps: int
+    """Times the clock fell back."""
+    marked_damaged: int
+    """Packets that the container itself marks as damaged."""
+    others_end_us: int
+    """Where the other streams' packets end, in microseconds of the container's clock."""
+
+    @property
+    def first_pts(self) -> int:
+        """Timestamp of the first presented frame."""
+        return int(self.pts.min())
+
+    @property
+    def end_pts(self) -> int:
+        """End of the last presented frame."""
+        last = int(np.argmax(self.pts))
+        return int(self.pts[last]) + (int(self.duration[last]) or self._usual_duration())
+
+    def cut_points(self) -> Ints:
+        """Timestamps of the keyframes from which decoding may start, ascending.
+
+        Such a keyframe is presented after everything that is decoded before it, so that a range
+        that starts there misses no frame. Empty for a video that is read in one piece.
+        """
+        if self.sequential_reason is not None:
+            return np.empty(0, np.int64)
+        latest = np.maximum.accumulate(self.pts)
+        clean = self.keyframe.copy()
+        clean[1:] &= latest[:-1] < self.pts[1:]
+        return np.sort(self.pts[clean])
+
+    def _usual_duration(self) -> int:
+        if len(self.pts) < 2:
+            return 1
+        return max(1, int(np.median(np.diff(np.sort(self.pts)))))
+
+
+def read_index(
+    packets: Iterable[Packet[Stream]],
+    *,
+    stream_index: int,
+    container: str,
+    codec: str,
+    extradata: bytes,
+    time_base: Fraction,
+    frame_rate: Fraction,
+    limit: int,
+) -> Index:
+    """Read the index of one stream off a file's packets, and say whether it can be split.
+
+    `frame_rate` serves only files without timestamps. OverflowError above `limit` packets.
+    """
+    pts, dts, durations = array("q"), array("q"), array("q")
+    keys = array("b")
+    unwrapper = Unwrapper()
+    seen = untimed = contradictions = compared = damaged = others_end_us = 0
+    for packet in packets:
+        if packet.stream_index != stream_index:
+            if packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                others_end_us = max(others_end_us, int(end * 1_000_000))
+            continue
+        seen += 1
+        if seen > limit:
+            raise OverflowError(limit)
+        shift = unwrapper.shift(packet.dts, packet.duration)
+        damaged += packet.is_corrupt
+        key = packet.is_keyframe
+        if key and compared < _KEYFRAMES_COMPARED:
+            compared += 1
+            contradictions += contradicts_keyframe(codec, extradata, bytes(packet))
+        if packet.is_discard or packet.size == 0 or is_hidden(codec, memoryview(packet)):
+            continue
+        if packet.pts is None:
+            untimed += 1
+        pts.append(packet.pts + shift if packet.pts is not None else NO_DTS)
+        dts.append(packet.dts + shift if packet.dts is not None else NO_DTS)
+        durations.append(packet.duration or 0)
+        keys.append(key)
+
+    times = np.array(pts, np.int64)
+    flags = np.array(keys, np.bool_)
+    decoding = np.array(dts, np.int64)
+    lengths = np.array(durations, np.int64)
+    counted = untimed * 2 > len(times) or (container == "avi" and codec in _AVI_WITHOUT_PTS)
+    if counted:
+        times, time_base = np.arange(len(times), dtype=np.int64), 1 / frame_rate
+        lengths = np.ones(len(times), np.int64)
+    elif untimed:
+        timed = times != NO_DTS
+        times, flags, decoding, lengths = (a[timed] for a in (times, flags, decoding, lengths))
+    reasons = _sequential_reasons(
+        times,
+        flags,
+        counted=counted,
+        untimed=untimed,
+        jumps=unwrapper.jumps,
+        contradictions=contradictions,
+    )
+    return Index(
+        pts=times,
+        dts=decoding,
+        duration=lengths,
+        keyframe=flags,
+        time_base=time_base,
+        counted=counted,
+        sequential_reason=next(reasons, None),
+        packets=seen,
+        jumps=unwrapper.jumps,
+        marked_damaged=damaged,
+        others_end_us=others_end_us,
+    )
+
+
+def _sequential_reasons(
+    pts: Ints, keyframe: Flags, *, counted: bool, untimed: int, jumps: int, contradictions: int
+) -> Iterator[str]:
+    """Why the ranges of a video cannot be read independently of each other, the gravest first."""
+    if counted:
+        yield "the file has no presentation timestamps: frames are counted"
+    if jumps:
+        yield f"the clock falls back {jumps} times: recordings were joined"
+    if untimed:
+        yield f"{untimed} frames have no presentation timestamp"
+    if contradictions:
+        yield "marked keyframes are not intra pictures (intra refresh or a lost keyframe table)"
+    if len(np.unique(pts)) < len(pts):
+        yield "presentation timestamps repeat"
+    if keyframe.sum() < 2:
+        yield "fewer than two keyframes"
+    if (np.diff(pts[keyframe]) <= 0).any():
+        yield "keyframes are not in the order of their timestamps"

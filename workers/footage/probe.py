@@ -1,0 +1,224 @@
+"""What a video file is, found by reading its packets once and decoding one frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av.error
+import numpy as np
+from av.packet import Packet
+from av.stream import Stream
+from av.video.frame import VideoFrame
+
+from storage.records import VideoInfo, shown_path
+from workers.footage.index import Index, read_index
+from workers.footage.picture import upright_size
+from workers.footage.sample import scaled_one
+from workers.footage.source import FootageError, Rejected, RejectKind, Source
+
+__all__ = ["FootageError", "RejectKind", "Rejected", "probe"]
+
+MAX_PACKETS = 2**25
+"""Packets of one stream, 77 hours at 120 frames a second; above it the file is refused."""
+
+_PEEKED_PACKETS = 240
+"""Packets tried for the first picture; a stream joined in the middle decodes from its keyframe."""
+_TRUNCATED_US = 250_000
+"""A shortfall against the header below this is rounding, not a truncated file."""
+_JUMP_US = 10_000_000
+"""A pause between two frames from which on a person should know of it."""
+
+_TRANSFERS = {
+    1: "bt709",
+    4: "gamma22",
+    5: "gamma28",
+    6: "smpte170m",
+    7: "smpte240m",
+    8: "linear",
+    11: "iec61966-2-4",
+    13: "iec61966-2-1",
+    14: "bt2020-10",
+    15: "bt2020-12",
+    16: "smpte2084",
+    17: "smpte428",
+    18: "arib-std-b67",
+}
+"""ITU-T H.273 table 3, by the names FFmpeg prints."""
+
+
+def probe(path: str) -> tuple[VideoInfo, Index]:
+    """The facts about a video file and the index of its analysed stream.
+
+    `path` may hold surrogate escapes for bytes that are not UTF-8. Reads the whole file once.
+    Raises Rejected, with cause and remedy in one line, for what cannot be analysed.
+    """
+    name = shown_path(os.fsencode(path))
+    with Source(path) as source:
+        peek = _Peek(source)
+        stream = source.stream
+        # A header that tells only the file's duration needs the other streams for comparison.
+        packets = source.packets(every_stream=source.stream_duration is None)
+        try:
+            index = read_index(
+                peek.passing(packets),
+                stream_index=stream.index,
+                container=source.container,
+                codec=source.codec,
+                extradata=source.extradata,
+                time_base=stream.time_base or Fraction(1, 1_000_000),
+                frame_rate=_nominal_rate(source),
+                limit=MAX_PACKETS,
+            )
+        except OverflowError:
+            raise Rejected(
+                RejectKind.TOO_LARGE,
+                f"{name}: more than {MAX_PACKETS} packets; cut the file into parts",
+            ) from None
+        except Rejected:
+            raise
+        except FootageError as error:
+            raise Rejected(RejectKind.UNREADABLE, str(error)) from error
+        if len(index.pts) == 0:
+            raise Rejected(
+                RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
+            )
+        return _describe(source, index, peek.frame), index
+
+
+@dataclass
+class _Peek:
+    """Decodes the first picture out of packets that pass by."""
+
+    source: Source
+    frame: VideoFrame | None = None
+
+    def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+        left = _PEEKED_PACKETS
+        for packet in packets:
+            if self.frame is None and left and packet.stream_index == self.source.stream.index:
+                left -= 1
+                self.frame = self._decode(packet)
+            yield packet
+        if self.frame is None and left:
+            self.frame = self._decode(None)
+
+    def _decode(self, packet: Packet[Stream] | None) -> VideoFrame | None:
+        try:
+            frames = self.source.stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            return None
+        return frames[0] if frames else None
+
+
+def _nominal_rate(source: Source) -> Fraction:
+    """Frames a second for files without timestamps: by AVI's header, by raw streams' own."""
+    stream = source.stream
+    rates = [stream.guessed_rate, stream.average_rate]
+    if source.container == "avi":
+        rates.reverse()
+    return next((rate for rate in rates if rate), Fraction(25))
+
+
+def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoInfo:
+    stream, context = source.stream, source.stream.codec_context
+    pixel_format = frame.format if frame else context.format
+    rotation = round(frame.rotation / 90) * 90 % 360 if frame else 0
+    width, height = upright_size(
+        frame.width if frame else context.width,
+        frame.height if frame else context.height,
+        source.sample_aspect_ratio,
+        rotation,
+    )
+    indexed_us = scaled_one(index.end_pts - index.first_pts, index.time_base * 1_000_000)
+    frame_count = len(index.pts)
+    span = int(index.pts.max()) - index.first_pts
+    frame_rate = (frame_count - 1) / (span * index.time_base) if span else None
+    header_us = _header_us(source, index)
+    missing_us = _missing_us(source, index, indexed_us, header_us, frame_rate)
+    return VideoInfo(
+        container=source.container,
+        codec=source.codec,
+        pixel_format=pixel_format.name if pixel_format else "unknown",
+        stream_index=stream.index,
+        stream_reason=source.stream_reason,
+        width=width,
+        height=height,
+        rotation=rotation,
+        time_base=index.time_base,
+        frame_rate=frame_rate,
+        frame_count=frame_count,
+        first_pts=index.first_pts,
+        duration_us=indexed_us + missing_us,
+        indexed_us=indexed_us,
+        header_us=header_us,
+        sequential_reason=index.sequential_reason,
+        interlaced=frame is not None and frame.interlaced_frame,
+        bit_depth=pixel_format.components[0].bits if pixel_format else 8,
+        transfer=_TRANSFERS.get(frame.color_trc, "unknown") if frame else "unknown",
+        warnings=(
+            *_warnings_of_time(indexed_us, header_us, missing_us, frame_rate),
+            *_warnings_of_packets(source, index, frame),
+        ),
+    )
+
+
+def _header_us(source: Source, index: Index) -> int | None:
+    """The video's duration by the header; where only the file's is told, that from its start on."""
+    stream = source.stream
+    if stream.duration is not None and stream.time_base:
+        return scaled_one(stream.duration, stream.time_base * 1_000_000)
+    if source.container_us is None:
+        return None
+    late_us = scaled_one(max(0, index.first_pts), index.time_base * 1_000_000)
+    return source.container_us - late_us if late_us < source.container_us else source.container_us
+
+
+def _missing_us(
+    source: Source,
+    index: Index,
+    indexed_us: int,
+    header_us: int | None,
+    frame_rate: Fraction | None,
+) -> int:
+    """Microseconds that the header promises and the file does not hold."""
+    if header_us is None or index.jumps:
+        return 0
+    tolerance_us = max(_TRUNCATED_US, int(3_000_000 / frame_rate) if frame_rate else 0)
+    missing_us = header_us - indexed_us
+    if missing_us <= tolerance_us:
+        return 0
+    if source.header_frames and index.packets >= source.header_frames:
+        return 0  # Every frame of the container's table was there: its duration is wrong.
+    if source.stream_duration is None:
+        # The file's duration covers its sound, and sound may outlast the picture.
+        file_us = source.container_us or 0
+        return 0 if index.others_end_us >= file_us - tolerance_us else missing_us
+    return missing_us
+
+
+def _warnings_of_time(
+    indexed_us: int, header_us: int | None, missing_us: int, frame_rate: Fraction | None
+) -> Iterator[str]:
+    frame_us = int(1_000_000 / frame_rate) if frame_rate else 1_000_000
+    if missing_us:
+        yield f"truncated: the header promises {missing_us / 1e6:.3f} s more than the file holds"
+    elif header_us is not None and abs(header_us - indexed_us) > frame_us:
+        yield f"header says {header_us / 1e6:.3f} s, the packets {indexed_us / 1e6:.3f} s"
+
+
+def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None) -> Iterator[str]:
+    hidden = index.packets - len(index.pts)
+    if hidden:
+        yield f"{hidden} packets are not presented (edit list or hidden frames)"
+    damaged = index.marked_damaged + source.damaged_reads
+    if damaged:
+        yield f"{damaged} damaged packets"
+    if frame is None:
+        yield "no picture decodes at the start of the stream"
+    if len(index.pts) > 1:
+        pause = int(np.diff(np.sort(index.pts)).max()) * index.time_base
+        if pause * 1_000_000 > _JUMP_US:
+            yield f"no frame for {float(pause):.1f} s at one place"
