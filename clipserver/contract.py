@@ -110,7 +110,8 @@ class CompareRequest(ClipRequest):
 
     subject: Side
     subject_type: Literal["image", "text"] = "image"
-    prompt: Side | list[Side] | dict[Text, Side]
+    # In this order: what is a picture is no mapping.
+    prompt: Annotated[Side | list[Side] | dict[Text, Side], Field(union_mode="left_to_right")]
     prompt_type: Literal["image", "text"] = "text"
 
     def prompts(self) -> tuple[list[str] | None, list[Side]]:

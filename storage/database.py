@@ -256,7 +256,7 @@ def check(engine: Engine) -> None:
             missing = _missing_revisions(engine, connection, _alembic())
     if missing:
         raise SchemaOutdated(
-            f"database {shown_url(engine)} has no tables of this release: run `nightreel migrate`"
+            f"database {shown_url(engine)} has no tables of this release: run `nightreel db upgrade`"
         )
 
 

@@ -21,12 +21,13 @@ from storage.schema import jobs
 from storage.schema import labels as label_rows
 from storage.schema import scenes as scene_rows
 
-SWITCH_COST = 2.0
-"""Evidence, in nats, that a change of label must outweigh. A single sample within a scene changes
-its label twice, and so must favour another one e^4 = 55 times."""
+SWITCH_COST = 1.25
+"""Evidence, in nats, that a change of label must outweigh. A single sample amid a scene changes its
+label twice, which no sample's evidence outweighs; two that are sure, or eight of 0.6 to 0.4, do."""
 
-LEAST_SHARE = 0.01
-"""Shares below are taken as this: no sample is surer than 100 to 1, however sharp the softmax."""
+DOUBT = 0.1
+"""Added to every share before its logarithm is taken: a sharp softmax is often sure and wrong, so
+no sample is worth more than log(1.1 / 0.1) = 2.4 nats, and one outlier cannot outvote a scene."""
 
 VOTE_US = 1_000_000
 """A sample votes in full for an interval of this length; samples that stand closer are much alike
@@ -71,7 +72,7 @@ def labelled_scenes(
         shares = _shares(segment, len(labels))
         lengths = np.array([one.end_us - one.start_us for one in segment], dtype=np.float64)
         votes = np.minimum(lengths / VOTE_US, 1.0)[:, np.newaxis]
-        evidence = votes * np.log(np.maximum(shares, LEAST_SHARE))
+        evidence = votes * np.log(shares + DOUBT)
         path = _most_likely_path(evidence, switch_cost)
         for start, end, label in _runs(path, evidence, lengths, min_length_us):
             scene = _scene(segment[start:end], shares[start:end, label], label, labels[label])

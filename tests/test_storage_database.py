@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, bindparam, select, text
@@ -69,8 +71,6 @@ def test_the_migrations_give_the_indexes_and_constraints_of_the_schema(
 ) -> None:
     """Partial indexes, constraints and rowid-less tables are those that the description makes,
     which Alembic's own comparison does not look at."""
-    if engine.dialect.name != empty_engine.dialect.name:
-        pytest.skip("two kinds of database")
     with writing(empty_engine) as connection:
         metadata.create_all(connection)
     assert catalogue(engine) == catalogue(empty_engine)
@@ -79,7 +79,7 @@ def test_the_migrations_give_the_indexes_and_constraints_of_the_schema(
 
 def test_upgrade_applies_each_revision_once(empty_engine: Engine) -> None:
     """An empty database is outdated, upgraded it is current, and upgrading again does nothing."""
-    with pytest.raises(SchemaOutdated, match="nightreel migrate"):
+    with pytest.raises(SchemaOutdated, match="nightreel db upgrade"):
         database.check(empty_engine)
     assert database.upgrade(empty_engine) == ["0001"]
     database.check(empty_engine)
@@ -88,8 +88,6 @@ def test_upgrade_applies_each_revision_once(empty_engine: Engine) -> None:
 
 def test_downgrade_leaves_nothing_behind(engine: Engine) -> None:
     """Going back before the first revision drops every table of ours."""
-    from alembic import command  # noqa: PLC0415
-
     config = database._alembic()
     with writing(engine) as connection:
         config.attributes["connection"] = connection
@@ -137,9 +135,7 @@ def test_a_url_that_names_no_database_is_told_in_one_line(url: str, said: str) -
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
-@pytest.mark.parametrize(
-    "where", ["me:pw-secret@127.0.0.1:1/x", "127.0.0.1:1/x?password=pw-secret"]
-)
+@pytest.mark.parametrize("where", ["u:pw-secret@127.0.0.1:1/x", "127.0.0.1:1/x?password=pw-secret"])
 def test_a_server_that_is_away_is_told_without_the_password(scheme: str, where: str) -> None:
     """An unreachable PostgreSQL is DatabaseUnavailable: one line, no user, no password."""
     engine = database.connect(f"{scheme}://{where}")
@@ -274,9 +270,14 @@ def test_a_restarted_server_is_survived(postgres_url: str, postgres_service: Any
 
 def test_a_failed_transaction_leaves_nothing(engine: Engine) -> None:
     """Any exception rolls the transaction back."""
-    with pytest.raises(RuntimeError), writing(engine) as connection:
-        connection.execute(label_sets.insert().values(digest="d", name="n"))
-        raise RuntimeError
+
+    def fail() -> None:
+        with writing(engine) as connection:
+            connection.execute(label_sets.insert().values(digest="d", name="n"))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with reading(engine) as connection:
         assert connection.scalar(select(label_sets.c.id)) is None
 
@@ -292,8 +293,6 @@ def test_a_reader_sees_one_moment(engine: Engine) -> None:
 
 def test_the_clock_is_in_milliseconds(engine: Engine) -> None:
     """The database's clock is an integer that agrees with this machine's within seconds."""
-    import time  # noqa: PLC0415
-
     with reading(engine) as connection:
         now = connection.scalar(select(Now()))
     assert isinstance(now, int)

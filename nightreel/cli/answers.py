@@ -187,7 +187,7 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
         for path, one in found
     ]
     columns = [c for c in COVERAGE if form != "table" or _worth_showing(c.key, rows)]
-    write_rows(rows, columns, form)
+    write_rows(rows, columns, form, [job.notice])
     complete = all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import click
 
 Row = Mapping[str, Any]
 Justify = Literal["left", "right"]
+VIDEO = "video"
+"""Key of the column of paths."""
 FORMATS = ("table", "json", "jsonl", "csv")
 
 
@@ -65,11 +68,25 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for column in columns:
         table.add_column(column.title, justify=column.justify, overflow="fold")
+    folder = _common_folder([row[VIDEO] for row in rows if row.get(VIDEO)])
     for row in rows:
-        table.add_row(*(Text(column.show(row[column.key])) for column in columns))
+        cells = {column.key: column.show(row[column.key]) for column in columns}
+        if folder:
+            cells[VIDEO] = cells[VIDEO].removeprefix(folder)
+        table.add_row(*map(Text, cells.values()))
+    if folder:
+        console.print(Text(f"Videos in {folder}", style="dim"))
     console.print(table)
     for notice in notices:
         console.print(Text(f"NOTE: {notice}", style="bold yellow"))
+
+
+def _common_folder(paths: Sequence[str]) -> str:
+    """The deepest folder that all paths lie below, with its slash; empty where there is none, so
+    that a table names it once and not in every row."""
+    folders = {os.path.dirname(path) for path in paths}
+    common = os.path.commonpath(folders) if folders and all(map(os.path.isabs, folders)) else "/"
+    return f"{common}/" if common != "/" else ""
 
 
 def say(message: str) -> None:

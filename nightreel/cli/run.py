@@ -78,6 +78,7 @@ The same command resumes what was interrupted and adds new and changed files onl
 )
 @click.option(
     "--engine",
+    envvar="NIGHTREEL_ENGINE",
     type=click.Choice(["auto", "clip", "offline"]),
     default="auto",
     show_default=True,

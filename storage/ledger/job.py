@@ -146,7 +146,7 @@ def get_job(engine: Engine, job_id: int) -> Job:
     with reading(engine) as connection:
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().first()
     if row is None:
-        raise NoSuchJob(f"there is no job {job_id}: `nightreel jobs` lists those there are")
+        raise NoSuchJob(f"there is no job {job_id}: `nightreel status` lists those there are")
     return job_of(row)
 
 

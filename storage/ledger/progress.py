@@ -81,7 +81,7 @@ def status(engine: Engine, job_id: int) -> JobStatus:
     with reading(engine) as connection:
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().first()
         if row is None:
-            raise NoSuchJob(f"there is no job {job_id}: `nightreel jobs` lists those there are")
+            raise NoSuchJob(f"there is no job {job_id}: `nightreel status` lists those there are")
         of_videos = connection.execute(
             select(job_videos.c.state, func.count(), func.sum(job_videos.c.duration_us))
             .where(job_videos.c.job_id == job_id)

@@ -125,7 +125,8 @@ def _nominal_rate(source: Source) -> Fraction:
 def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoInfo:
     stream, context = source.stream, source.stream.codec_context
     pixel_format = frame.format if frame else context.format
-    rotation = round(frame.rotation / 90) * 90 % 360 if frame else 0
+    # PyAV tells the turn against the clock.
+    rotation = -round(frame.rotation / 90) * 90 % 360 if frame else 0
     width, height = upright_size(
         frame.width if frame else context.width,
         frame.height if frame else context.height,

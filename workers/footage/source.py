@@ -41,8 +41,6 @@ _OPEN_TIMEOUT_S = 60.0
 _READ_TIMEOUT_S = 30.0
 _FAILED_READS = 16
 """Reads that fail in a row, after which the rest of the file counts as unreadable."""
-_GENERATE_PTS = 0x1
-"""AVFMT_FLAG_GENPTS: invents timestamps, and holds a whole raw stream in memory to do so."""
 
 
 class FootageError(Exception):
@@ -153,7 +151,6 @@ class Source:
         except (OSError, ValueError, av.error.FFmpegError) as error:
             raise rejection(self.path, error) from error
         try:
-            self._container.flags &= ~_GENERATE_PTS
             self.container: str = self._container.format.name
             self.stream, self.stream_reason = self._choose(self._pinned)
             self._configure()

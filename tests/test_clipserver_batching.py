@@ -1,0 +1,234 @@
+"""Concurrent requests brought together, and refused where there is no room."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import requests
+import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipserver.app import create_app
+from clipserver.batching import Batcher
+from clipserver.contract import Busy
+from clipserver.engines import Description
+from clipserver.settings import Settings
+
+
+class Recorder:
+    """Embeds numbers as themselves, remembers its batches, and waits while it is told to."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.entered = threading.Event()
+        self.go = threading.Event()
+        self.go.set()
+
+    def embed(self, items: list[int]) -> NDArray[np.float32]:
+        self.batches.append(items)
+        self.entered.set()
+        assert self.go.wait(30)
+        if 13 in items:
+            raise RuntimeError("thirteen")
+        return np.array(items, np.float32)[:, None]
+
+
+def batched(
+    recorder: Recorder,
+    scenario: Callable[[Batcher[int]], object],
+    *,
+    max_batch: int = 4,
+    max_delay_s: float = 30,
+    capacity: int = 8,
+) -> None:
+    """Run a coroutine function against a running batcher. A delay of 30 s, so that a batch that
+    waits for nobody shows as a test that hangs."""
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as thread:
+            batcher: Batcher[int] = Batcher(
+                recorder.embed, thread, max_batch=max_batch, max_delay_s=max_delay_s,
+                capacity=capacity, on_batch=lambda size: None,
+            )  # fmt: skip
+            serving = asyncio.create_task(batcher.run())
+            try:
+                await scenario(batcher)  # type: ignore[misc]
+            finally:
+                serving.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+async def embedded(batcher: Batcher[int], items: Sequence[int]) -> list[float]:
+    with batcher.admit(len(items)) as admission:
+        return [float(vector[0]) for vector in await admission.vectors(items)]
+
+
+def test_requests_that_are_on_their_way_share_a_batch() -> None:
+    """Items of several requests go to the engine at once, and come back to their owners."""
+    recorder = Recorder()
+
+    async def scenario(batcher: Batcher[int]) -> None:
+        with batcher.admit(1) as first, batcher.admit(2) as second:
+            one = asyncio.create_task(first.vectors([1]))
+            await asyncio.sleep(0)
+            two = asyncio.create_task(second.vectors([2, 3]))
+            assert [float(v[0]) for v in await one] == [1]
+            assert [float(v[0]) for v in await two] == [2, 3]
+
+    batched(recorder, scenario)
+    assert recorder.batches == [[1, 2, 3]]
+
+
+def test_a_lone_request_waits_for_nobody() -> None:
+    """With no other request on its way a batch starts at once, whatever the delay."""
+    recorder = Recorder()
+
+    async def scenario(batcher: Batcher[int]) -> None:
+        assert await embedded(batcher, [1]) == [1]
+        # One that fails while it is prepared keeps nobody waiting either.
+        with pytest.raises(ValueError, match="unreadable"), batcher.admit(1):
+            raise ValueError("unreadable")
+        assert await embedded(batcher, [2]) == [2]
+        assert batcher.held == 0
+
+    batched(recorder, scenario)
+
+
+def test_a_slow_arrival_is_waited_for_no_longer_than_the_delay() -> None:
+    """A request still being prepared holds the others up for the delay at most."""
+    recorder = Recorder()
+
+    async def scenario(batcher: Batcher[int]) -> None:
+        with batcher.admit(1):
+            assert await embedded(batcher, [1]) == [1]
+
+    batched(recorder, scenario, max_delay_s=0.01)
+
+
+def test_a_batch_is_never_larger_than_allowed() -> None:
+    """Ten items of one request are embedded in batches of at most four, in order."""
+    recorder = Recorder()
+
+    async def scenario(batcher: Batcher[int]) -> None:
+        assert await embedded(batcher, range(10)) == list(range(10))
+
+    batched(recorder, scenario)
+    assert [len(batch) for batch in recorder.batches] == [4, 4, 2]
+
+
+def test_what_finds_no_room_is_refused_and_room_comes_back() -> None:
+    """Past its capacity the batcher raises Busy; a request larger than it is served alone."""
+    recorder = Recorder()
+    recorder.go.clear()
+
+    async def scenario(batcher: Batcher[int]) -> None:
+        held = asyncio.create_task(embedded(batcher, range(7)))
+        await asyncio.to_thread(recorder.entered.wait, 10)
+        with pytest.raises(Busy):
+            await embedded(batcher, [8, 9])
+        recorder.go.set()
+        await held
+        assert await embedded(batcher, range(20, 40)) == list(range(20, 40))
+
+    batched(recorder, scenario)
+
+
+def test_an_engines_error_reaches_its_batch_alone() -> None:
+    """Who shared the batch gets the error; who comes after is served."""
+    recorder = Recorder()
+
+    async def scenario(batcher: Batcher[int]) -> None:
+        with pytest.raises(RuntimeError, match="thirteen"):
+            await embedded(batcher, [12, 13])
+        assert await embedded(batcher, [14]) == [14]
+
+    batched(recorder, scenario)
+
+
+class GatedEngine:
+    """An engine that embeds no picture until its gate is opened, and never a text."""
+
+    description = Description("clip", "gated@1", 8, None)
+    dimension = 2
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+
+    def embed_images(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self.entered.set()
+        assert self.gate.wait(30)
+        return np.ones((len(pictures), 2), np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        raise RuntimeError("what only the log may say")
+
+    def check_text(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def gated() -> Iterator[tuple[GatedEngine, str]]:
+    engine = GatedEngine()
+    started = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            started.set()
+
+    settings = Settings(server_max_queue=4, server_max_batch=2)
+    server = Server(uvicorn.Config(create_app(engine, settings), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        assert started.wait(30)
+        yield engine, f"http://127.0.0.1:{listener.getsockname()[1]}"
+        engine.gate.set()
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_a_busy_server_says_when_to_come_again(gated: tuple[GatedEngine, str]) -> None:
+    """With the queue full the answer is 503 with Retry-After, at once; the queued one is served."""
+    engine, url = gated
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    picture = {"type": "base64", "value": base64.b64encode(buffer.getvalue()).decode()}
+
+    def ask() -> requests.Response:
+        return requests.post(f"{url}/clip/embed_image", json={"image": [picture] * 3}, timeout=30)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(ask)
+        assert engine.entered.wait(30)
+        refused = ask()
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.json()["message"]
+        assert requests.get(f"{url}/healthz", timeout=30).status_code == 200
+        assert 'held{kind="image"} 3' in requests.get(f"{url}/metrics", timeout=30).text
+        engine.gate.set()
+        assert len(first.result().json()["embeddings"]) == 3
+    assert ask().status_code == 200
+
+
+@pytest.mark.expects_error_log("Exception in ASGI application")
+def test_a_fault_of_the_engine_is_an_internal_error(gated: tuple[GatedEngine, str]) -> None:
+    """The answer is 500 and says nothing of the cause; the server goes on."""
+    _, url = gated
+    answer = requests.post(f"{url}/clip/embed_text", json={"text": "dog"}, timeout=30)
+    assert answer.status_code == 500
+    assert answer.json() == {"message": "Internal error."}
+    assert requests.get(f"{url}/readiness", timeout=30).status_code == 200

@@ -1,0 +1,502 @@
+"""The API at home on the wire, served by CLIP towers of random weights."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import requests
+import tokenizers
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+SIDE = 64
+POOL = 16
+WIDTH = 3 * (SIDE // POOL) ** 2
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+WORDS = ("<|startoftext|>", "<unk>", "a", "dog", "cat", "photo", "of", "red", "<|endoftext|>")
+KEY = "key-that-nobody-may-see"
+
+
+def vision_tower() -> onnx.ModelProto:
+    """Means of square patches: what the server's preprocessing did can be read off."""
+    nodes = [
+        helper.make_node("AveragePool", ["pixel_values"], ["p"], kernel_shape=[POOL] * 2,
+                         strides=[POOL] * 2),
+        helper.make_node("Flatten", ["p"], ["image_embeds"]),
+    ]  # fmt: skip
+    pixels = helper.make_tensor_value_info(
+        "pixel_values", TensorProto.FLOAT, ["n", 3, "height", "width"]
+    )
+    return model(nodes, [pixels], "image_embeds", [])
+
+
+def text_tower() -> onnx.ModelProto:
+    """Running sums of token vectors, read at the first end mark: causal, as CLIP's text tower."""
+    table = np.random.default_rng(1).normal(size=(len(WORDS), WIDTH)).astype(np.float32)
+    constants = [
+        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(np.array(1), "axis"),
+    ]
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["vectors"]),
+        helper.make_node("CumSum", ["vectors", "axis"], ["sums"]),
+        helper.make_node("ArgMax", ["input_ids"], ["end"], axis=1, keepdims=1),
+        helper.make_node("GatherND", ["sums", "end"], ["text_embeds"], batch_dims=1),
+    ]
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["n", "length"])
+    return model(nodes, [ids], "text_embeds", constants)
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    inputs: list[onnx.ValueInfoProto],
+    output: str,
+    constants: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    out = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["n", WIDTH])
+    graph = helper.make_graph(nodes, output, inputs, [out], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def write_towers(folder: Path) -> Path:
+    """A folder laid out as the hub's exports are."""
+    (folder / "onnx").mkdir(parents=True)
+    onnx.save(vision_tower(), folder / "onnx" / "vision_model.onnx")
+    onnx.save(text_tower(), folder / "onnx" / "text_model.onnx")
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[(w, WORDS.index(w)) for w in (WORDS[0], WORDS[-1])],
+    )
+    # As shipped, CLIP's tokenizer cuts and pads; the server must do neither.
+    tokenizer.enable_truncation(77)
+    tokenizer.enable_padding(length=77)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": {"height": SIDE}}))
+    return folder
+
+
+@dataclass
+class Server:
+    """A server in a process of its own."""
+
+    url: str
+    ready: dict[str, str]
+    process: subprocess.Popen[str]
+    log: Path
+
+    def post(self, route: str, **body: Any) -> requests.Response:
+        return requests.post(self.url + route, json=body, timeout=30)
+
+    def get(self, route: str) -> requests.Response:
+        return requests.get(self.url + route, timeout=30)
+
+    def stop(self) -> tuple[int, str]:
+        """Exit code after SIGTERM, and what was still said on standard output."""
+        self.process.send_signal(signal.SIGTERM)
+        said, _ = self.process.communicate(timeout=30)
+        return self.process.returncode, said
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTREEL_", "HF_"))}
+    return {**kept, "HF_HUB_OFFLINE": "1"}
+
+
+def start(folder: Path, log: Path, *options: str) -> Server:
+    command = [sys.executable, "-m", "clipserver", "--port", "0", "--model-dir", str(folder)]
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=environment(),
+        )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, log.read_text()
+    ready = json.loads(line)
+    return Server(ready["url"], ready, process, log)
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_towers(tmp_path_factory.mktemp("clip") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def server(towers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = start(towers, tmp_path_factory.mktemp("log") / "log", "--max-body-mb", "1",
+                   "--max-megapixels", "0.5")  # fmt: skip
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def locked(towers: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("locked")
+    (folder / "key").write_text(KEY + "\n")
+    server = start(towers, folder / "log", "--api-key-file", str(folder / "key"))
+    yield server
+    server.stop()
+    assert KEY not in server.log.read_text()
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, str]:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return {"type": "base64", "value": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def picture(width: int = SIDE, height: int = SIDE, seed: int = 0) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def expected(image: Image.Image) -> np.ndarray:
+    """The vision tower's answer by the contract's preprocessing, written down once more."""
+    width, height = image.size
+    scale = SIDE / min(width, height)
+    resized = image.resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
+    left, top = round((resized.width - SIDE) / 2), round((resized.height - SIDE) / 2)
+    cut = resized.crop((left, top, left + SIDE, top + SIDE))
+    x = (np.asarray(cut, np.float64) / 255 - MEAN) / DEVIATION
+    patches = x.reshape(SIDE // POOL, POOL, SIDE // POOL, POOL, 3).mean(axis=(1, 3))
+    return patches.transpose(2, 0, 1).ravel()
+
+
+def embedding(server: Server, image: dict[str, str]) -> np.ndarray:
+    answer = server.post("/clip/embed_image", image=image)
+    assert answer.status_code == 200, answer.text
+    (vector,) = answer.json()["embeddings"]
+    return np.array(vector)
+
+
+def cosine(a: Any, b: Any) -> float:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (160, 90), (90, 161), (33, 40), (640, 64)])
+def test_preprocessing_is_clips_own(server: Server, size: tuple[int, int]) -> None:
+    """Shorter side to n, bicubic, centre crop, mean and deviation: as Pillow and numpy have it."""
+    image = picture(*size)
+    assert np.abs(embedding(server, encoded(image)) - expected(image)).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_every_format_of_the_contract_is_read(server: Server, kind: str) -> None:
+    """JPEG, PNG and WEBP give nearly the same vector."""
+    image = picture()
+    assert cosine(embedding(server, encoded(image, kind)), expected(image)) > 0.99
+
+
+def test_orientation_is_applied_and_alpha_dropped(server: Server) -> None:
+    """A picture that its tag turns is turned; transparency does not darken."""
+    image = picture(80, 70)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = embedding(server, encoded(image, exif=exif.tobytes()))
+    assert np.abs(turned - expected(image.transpose(Image.Transpose.ROTATE_270))).max() < 1e-5
+    clear = image.copy()
+    clear.putalpha(0)
+    assert np.abs(embedding(server, encoded(clear)) - expected(image)).max() < 1e-5
+
+
+def test_prefix_and_line_breaks_of_base64_are_accepted(server: Server) -> None:
+    """A data prefix and newlines change nothing."""
+    value = encoded(picture())["value"]
+    broken = "\n".join(value[i : i + 76] for i in range(0, len(value), 76))
+    for variant in (f"data:image/png;base64,{value}", broken):
+        vector = embedding(server, {"type": "base64", "value": variant})
+        assert np.abs(vector - expected(picture())).max() < 1e-5
+
+
+def test_a_list_gives_as_many_vectors_in_order(server: Server) -> None:
+    """N pictures of different sizes in, N vectors out; an empty list gives none."""
+    images = [picture(64 + 7 * i, 70, seed=i) for i in range(11)]
+    answer = server.post("/clip/embed_image", image=[encoded(image) for image in images])
+    vectors = np.array(answer.json()["embeddings"])
+    assert np.abs(vectors - [expected(image) for image in images]).max() < 1e-5
+    assert server.post("/clip/embed_image", image=[]).json()["embeddings"] == []
+
+
+def test_texts_embed_alike_alone_and_together(server: Server) -> None:
+    """A text's vector does not depend on the longer texts beside it, nor on the cache."""
+    texts = ["a dog", "a photo of a red cat", "dog", "a dog"]
+    together = server.post("/clip/embed_text", text=texts).json()["embeddings"]
+    for text, vector in zip(texts, together, strict=True):
+        (alone,) = server.post("/clip/embed_text", text=text).json()["embeddings"]
+        assert np.allclose(alone, vector, atol=1e-5)
+    assert not np.allclose(together[0], together[1], atol=0.1)
+
+
+def test_answers_have_all_fields_of_the_contract(server: Server) -> None:
+    """Nulls are sent, and headers say what served."""
+    for answer in (
+        server.post("/clip/embed_text", text="dog"),
+        server.post("/clip/compare", subject=encoded(picture()), prompt="dog"),
+    ):
+        body = answer.json()
+        assert body["frame_id"] is None
+        assert body["parent_id"] is None
+        assert len(body["inference_id"]) == 36
+        assert 0 < body["time"] < 30
+        assert answer.headers["x-inference-engine"] == "clip"
+        assert answer.headers["x-model-id"] == server.ready["model"]
+
+
+def test_compare_gives_raw_cosines_in_the_prompts_shape(server: Server) -> None:
+    """A list for a string or a list, more than eight allowed; an object for an object."""
+    image = picture()
+    texts = ["a dog", "a cat", "a photo of a dog", *(f"{'a ' * i}cat" for i in range(2, 10))]
+    vectors = server.post("/clip/embed_text", text=texts).json()["embeddings"]
+    wanted = [cosine(expected(image), vector) for vector in vectors]
+    subject = encoded(image)
+    listed = server.post("/clip/compare", subject=subject, prompt=texts).json()["similarity"]
+    assert np.allclose(listed, wanted, atol=1e-5)
+    single = server.post("/clip/compare", subject=subject["value"], prompt=texts[0])
+    assert np.allclose(single.json()["similarity"], wanted[:1], atol=1e-5)
+    named = server.post("/clip/compare", subject=subject, prompt={"y": texts[1], "x": texts[0]})
+    assert list(named.json()["similarity"]) == ["y", "x"]
+    assert named.json()["similarity"]["x"] == pytest.approx(wanted[0], abs=1e-5)
+
+
+def test_compare_takes_either_kind_on_either_side(server: Server) -> None:
+    """Text with text, text with pictures, pictures with pictures, and one picture as the prompt."""
+    one, two = encoded(picture(seed=1)), encoded(picture(seed=2))
+    pictures = {"subject": one, "prompt": [one, two["value"]], "prompt_type": "image"}
+    same, other = server.post("/clip/compare", **pictures).json()["similarity"]
+    assert same == pytest.approx(1, abs=1e-5)
+    assert other < 0.99
+    (alone,) = server.post("/clip/compare", **{**pictures, "prompt": two}).json()["similarity"]
+    assert alone == pytest.approx(other, abs=1e-5)
+    texts = {"subject": "a dog", "subject_type": "text", "prompt": ["a dog"]}
+    assert server.post("/clip/compare", **texts).json()["similarity"] == pytest.approx([1])
+    mixed = {"subject": "a dog", "subject_type": "text", "prompt_type": "image"}
+    (there,) = server.post("/clip/compare", **mixed, prompt=one).json()["similarity"]
+    (back,) = server.post("/clip/compare", subject=one, prompt="a dog").json()["similarity"]
+    assert there == pytest.approx(back, abs=1e-5)
+
+
+GOOD = encoded(picture())
+CUT = {"type": "base64", "value": GOOD["value"][: len(GOOD["value"]) // 8 * 4]}
+UNSAFE = {"type": "base64", "value": GOOD["value"].replace("+", "-").replace("/", "_") + "-_=="}
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [
+        ("embed_image", {}, 422),
+        ("embed_image", {"image": 5}, 422),
+        ("embed_text", {"text": 5}, 422),
+        ("embed_text", {"text": "half a pair \ud800"}, 422),
+        ("compare", {"subject": GOOD}, 422),
+        ("compare", {"subject": GOOD, "prompt": "a", "prompt_type": "sound"}, 422),
+        ("compare", {"subject": GOOD, "prompt": [GOOD]}, 400),
+        ("embed_image", {"image": {"type": "base64", "value": ""}}, 400),
+        ("embed_image", {"image": {"type": "base64", "value": "AAAA"}}, 400),
+        ("embed_image", {"image": {"type": "base64", "value": "*"}}, 400),
+        ("embed_image", {"image": UNSAFE}, 400),
+        ("embed_image", {"image": CUT}, 400),
+        ("embed_image", {"image": {"type": "numpy", "value": "AAAA"}}, 400),
+        ("embed_image", {"image": {"type": "url", "value": "https://example.org/a.jpg"}}, 400),
+        ("embed_image", {"image": encoded(picture(), "BMP")}, 400),
+        ("embed_image", {"image": [GOOD, CUT]}, 400),
+        ("embed_text", {"text": "dog " * 76}, 400),
+        ("embed_text", {"text": "dog", "clip_version_id": "ViT-Z-1"}, 404),
+        ("embed_text", {"text": "dog", "clip_version_id": "RN50", "other": [1]}, 200),
+        ("embed_text", {"text": "dog " * 75, "clip_version_id": None}, 200),
+    ],
+)
+def test_errors_are_the_contracts(
+    server: Server, route: str, body: dict[str, Any], status: int
+) -> None:
+    """Each fault has its status, and a body that says what was wrong."""
+    answer = server.post(f"/clip/{route}", **body)
+    assert answer.status_code == status
+    if status == 422:
+        assert answer.json()["detail"][0]["loc"][0] == "body"
+    elif status != 200:
+        assert answer.json()["message"]
+    if status == 400 and route == "embed_image":
+        assert answer.json()["message"].startswith("Could not load input image. Cause: ")
+
+
+def test_malformed_json_is_unprocessable(server: Server) -> None:
+    """What is no JSON gets 422 with a detail, as a wrong shape does."""
+    answer = requests.post(
+        f"{server.url}/clip/embed_text", data="{", timeout=30,
+        headers={"Content-Type": "application/json"},
+    )  # fmt: skip
+    assert answer.status_code == 422
+    assert answer.json()["detail"]
+
+
+def test_too_large_is_refused_before_it_is_read(server: Server) -> None:
+    """A body past the limit gets 413, announced or not; a bomb of pixels gets 400."""
+    body = json.dumps({"text": "x" * 1_000_001}).encode()
+    headers = {"Content-Type": "application/json"}
+    for data in (body, iter([body[:500_000], body[500_000:]])):
+        answer = requests.post(
+            f"{server.url}/clip/embed_text", data=data, headers=headers, timeout=30
+        )
+        assert answer.status_code == 413
+    bomb = encoded(Image.new("1", (1000, 600)))
+    answer = server.post("/clip/embed_image", image=bomb)
+    assert answer.status_code == 400
+    assert "500000 pixels" in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/clip/embed_text/", "//clip/embed_text", "/clip//compare", "/no"]
+)
+def test_a_slash_too_many_is_not_forgiven(server: Server, path: str) -> None:
+    """POST to anything but the exact path gets 405."""
+    assert server.post(path, text="dog").status_code == 405
+
+
+def test_health_and_model_routes_answer(server: Server) -> None:
+    """Clients' health checks and the model routes get what they look for."""
+    info = server.get("/info").json()
+    assert {"name", "version", "uuid"} <= info.keys()
+    assert info["engine"] == "clip"
+    assert info["model"] == server.ready["model"]
+    assert (info["input_size"], info["dimension"], info["notice"]) == (SIDE, WIDTH, None)
+    assert server.get("/").status_code == 200
+    assert server.get("/healthz").json() == {"status": "healthy"}
+    assert server.get("/readiness").json() == {"status": "ready"}
+    (entry,) = server.get("/model/registry").json()["models"]
+    assert entry["model_id"] == server.ready["model"]
+    assert server.post("/model/clear").status_code == 200
+    assert server.get("/nothing").status_code == 404
+
+
+def test_metrics_count_answers_by_route(server: Server) -> None:
+    """Answers, batches and cache hits are counted; a stranger's paths make no new series."""
+    server.get("/made/up")
+    for _ in range(2):
+        server.post("/clip/embed_text", text="photo of a photo")
+    page = server.get("/metrics")
+    assert page.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert 'clipserver_requests_total{route="/clip/embed_text",status="200"}' in page.text
+    assert 'clipserver_held{kind="image"} 0' in page.text
+    assert "/made/up" not in page.text
+    (hits,) = [line for line in page.text.splitlines() if line.startswith("clipserver_text_cache")]
+    assert int(hits.split()[1]) >= 1
+
+
+def test_concurrent_requests_each_get_their_own_answer(server: Server) -> None:
+    """Batched with strangers' pictures, a request still gets its own vector."""
+    images = [picture(seed=i) for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        vectors = pool.map(lambda image: embedding(server, encoded(image)), images)
+        for image, vector in zip(images, vectors, strict=True):
+            assert np.abs(vector - expected(image)).max() < 1e-5
+
+
+def test_the_key_is_asked_for_in_its_order(locked: Server) -> None:
+    """Query before bearer before body: the first key that is present counts."""
+    url = f"{locked.url}/clip/embed_text"
+
+    def status(query: str = "", bearer: str = "", body: str | None = None) -> int:
+        return requests.post(
+            url,
+            params={"api_key": query} if query else {},
+            headers={"Authorization": f"Bearer {bearer}"} if bearer else {},
+            json={"text": "dog", "api_key": body},
+            timeout=30,
+        ).status_code
+
+    assert status() == 401
+    assert [status(query=KEY), status(bearer=KEY), status(body=KEY)] == [200] * 3
+    assert [status("no", KEY, KEY), status("", "no", KEY), status("", "", "no")] == [401] * 3
+    assert [status(KEY, "no", "no"), status("", KEY, "no")] == [200] * 2
+    assert locked.get("/healthz").status_code == 200
+    assert locked.get("/model/registry").status_code == 401
+    refused = requests.post(url, json={"text": "dog"}, timeout=30)
+    assert "key" in refused.json()["message"]
+
+
+def test_it_ends_cleanly_when_told_to(towers: Path, tmp_path: Path) -> None:
+    """SIGTERM ends the server with exit code 0, having said one line on standard output."""
+    server = start(towers, tmp_path / "log")
+    assert server.ready.keys() == {"url", "engine", "model"}
+    assert server.url.startswith("http://127.0.0.1:")
+    assert server.post("/clip/embed_text", text="dog").status_code == 200
+    assert server.stop() == (0, "")
+
+
+def run(*options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "clipserver", *options], capture_output=True, text=True,
+        timeout=60, check=False, env={**environment(), **variables},
+    )  # fmt: skip
+
+
+def test_describe_names_the_weights_it_would_serve(towers: Path, tmp_path: Path) -> None:
+    """The model's name follows the weights, and the environment sets what an option does."""
+    said = run("--describe", NIGHTREEL_MODEL_DIR=str(towers))
+    first = json.loads(said.stdout)
+    assert first["engine"] == "clip"
+    assert first["input_size"] == SIDE
+    assert first["notice"] is None
+    other = write_towers(tmp_path / "tiny")
+    changed = text_tower()
+    changed.producer_name = "another"
+    onnx.save(changed, other / "onnx" / "text_model.onnx")
+    second = json.loads(run("--describe", "--model-dir", str(other)).stdout)
+    assert first["model"].startswith("clip-tiny@")
+    assert second["model"].startswith("clip-tiny@")
+    assert first["model"] != second["model"]
+
+
+def test_weights_in_the_hubs_cache_are_taken(tmp_path: Path) -> None:
+    """A snapshot that was fetched once serves without the network, under its commit's name."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--someone--tiny-clip"
+    write_towers(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    said = run("--describe", "--model", "someone/tiny-clip", HF_HUB_CACHE=str(tmp_path))
+    assert json.loads(said.stdout)["model"] == "tiny-clip@01234567"
+
+
+def test_an_engine_that_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
+    """Exit code 12, nothing on standard output, cause and remedy on one line of talk."""
+    for options in (
+        ("--engine", "clip"),
+        ("--engine", "clip", "--describe"),
+        ("--model-dir", str(tmp_path)),
+    ):
+        said = run(*options, HF_HUB_CACHE=str(tmp_path))
+        assert said.returncode == 12
+        assert said.stdout == ""
+        assert said.stderr.count("\n") == 1
+        assert "no CLIP weights" in said.stderr
+
+
+def test_unusable_settings_are_named(towers: Path) -> None:
+    """A wrong value is exit code 2 and names its option, without a traceback."""
+    said = run("--engine", "quantum")
+    assert said.returncode == 2
+    assert said.stderr.startswith("clipserver: --engine: ")
+    said = run("--model-dir", str(towers), "--api-key-file", "/nowhere/key")
+    assert said.returncode == 12
+    assert "Traceback" not in said.stderr

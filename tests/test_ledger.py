@@ -1,0 +1,785 @@
+"""The ledger: each task is done once in effect, whatever happens to workers, messages and time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rows import (
+    RANGE,
+    SEASONS,
+    SECOND,
+    add_video,
+    claimed,
+    file,
+    found,
+    frame_range,
+    info,
+    let_delays_pass,
+    let_leases_expire,
+    planned,
+    ranges,
+    spec,
+    work,
+)
+from sqlalchemy import Engine, Table, event, func, insert, select, text, update
+
+from storage import ledger, results
+from storage.coverage import coverage
+from storage.database import connect, reading, writing
+from storage.dialect import Now
+from storage.ledger import IncompatiblePlan, JobState, NoSuchJob
+from storage.records import ArchiveFile, Gap, GapKind, TaskState, VideoState
+from storage.schema import embeddings, gaps, job_videos, predictions, samples, scenes, tasks, usage
+
+
+def count(engine: Engine, table: Table) -> int:
+    with reading(engine) as connection:
+        return int(connection.scalar(select(func.count()).select_from(table)) or 0)
+
+
+def task(engine: Engine, task_id: int) -> Any:
+    with reading(engine) as connection:
+        return connection.execute(select(tasks).where(tasks.c.id == task_id)).one()
+
+
+def rows_of(engine: Engine, *tables: Table) -> list[Any]:
+    with reading(engine) as connection:
+        return [
+            tuple(row)
+            for table in tables
+            for row in connection.execute(select(table).order_by(*table.primary_key))
+        ]
+
+
+# Jobs and videos
+
+
+def test_a_job_is_found_again_by_its_key(engine: Engine) -> None:
+    """One key is one job; another key another one, with the same label set."""
+    one = ledger.open_job(engine, spec())
+    again = ledger.open_job(engine, spec())
+    other = ledger.open_job(engine, spec("other"))
+    assert (one.created, again.created, other.created) == (True, False, True)
+    assert one.id == again.id != other.id
+    assert one.label_set_id == other.label_set_id
+    assert [job.id for job in ledger.jobs(engine)] == [other.id, one.id]
+    assert ledger.latest_job(engine).id == other.id
+    assert results.label_set(engine, one.label_set_id) == SEASONS
+
+
+def test_a_job_that_does_not_exist_is_told(engine: Engine) -> None:
+    """Asking for a job that is not there says what to do."""
+    with pytest.raises(NoSuchJob, match="nightreel run"):
+        ledger.latest_job(engine)
+    for ask in (ledger.get_job, ledger.status):
+        with pytest.raises(NoSuchJob, match="no job 7"):
+            ask(engine, 7)
+
+
+def test_a_moved_file_is_the_same_video(engine: Engine) -> None:
+    """Content decides what a video is: a copy is the same one, a changed file another one."""
+    one = ledger.register_file(engine, file("a"), "content")
+    assert ledger.register_file(engine, file("moved"), "content") == one
+    assert ledger.known_video(engine, file("a")) == one
+    changed = replace(file("a"), size_bytes=2000)
+    assert ledger.known_video(engine, changed) is None
+    assert ledger.known_video(engine, replace(file("a"), mtime_ns=5)) is None
+    other = ledger.register_file(engine, changed, "other content")
+    assert other != one
+    assert ledger.known_video(engine, changed) == other
+    assert ledger.known_video(engine, file("a")) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["/a/\udcff\udcfe.mp4", "/a/new\nline\x1b[31m.mp4", "/" + "long" * 1000]
+)
+def test_a_hostile_name_is_stored_and_opened(engine: Engine, name: str) -> None:
+    """Bytes that are no text, control characters and great length: the worker gets the very bytes,
+    people get printable text."""
+    odd = ArchiveFile(name, 1, 1)
+    job = ledger.open_job(engine, spec())
+    video_id = ledger.register_file(engine, odd, "content")
+    assert ledger.known_video(engine, odd) == video_id
+    ledger.plan_video(engine, job.id, video_id, info(RANGE), ranges(RANGE))
+    claim = claimed(engine, ledger.feed(engine, 1)[0])
+    assert claim.path_raws == (odd.path_raw,)
+
+
+def test_planning_again_adds_nothing(engine: Engine) -> None:
+    """However often a video is planned, its tasks are there once and keep their states."""
+    job = planned(engine, 10, 5)
+    work(engine)
+    before = rows_of(engine, tasks, job_videos)
+    for name, seconds in (("v0", 10), ("v1", 5)):
+        add_video(engine, job.job_id, name, seconds, each=3)
+    assert rows_of(engine, tasks, job_videos) == before
+
+
+def test_two_planners_at_once_plan_once(engine: Engine) -> None:
+    """Planning is decided by the row: raced, it still adds each task once."""
+    job = ledger.open_job(engine, spec())
+    start = threading.Barrier(4)
+
+    def plan(_: int) -> None:
+        start.wait()
+        add_video(engine, job.id, "v", 20)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(plan, range(4)))
+    assert count(engine, tasks) == 5
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [],
+        [frame_range(0, 4)],
+        [frame_range(0, 4), frame_range(5, 10)],
+        [frame_range(0, 6), frame_range(4, 10)],
+        [frame_range(2, 10)],
+        [frame_range(0, 12)],
+    ],
+)
+def test_a_plan_that_leaves_time_out_is_refused(engine: Engine, bad: list[Any]) -> None:
+    """Ranges that do not tile the duration never reach the ledger."""
+    job = ledger.open_job(engine, spec())
+    video_id = ledger.register_file(engine, file("v"), "content")
+    with pytest.raises(ValueError, match="do not tile"):
+        ledger.plan_video(engine, job.id, video_id, info(10), bad)
+    assert ledger.video_in_job(engine, job.id, video_id) is None
+
+
+def test_a_rejected_video_can_be_planned_later(engine: Engine) -> None:
+    """A rejection keeps its reason, never overrides a plan, and gives way to one."""
+    job = ledger.open_job(engine, spec())
+    video_id = ledger.register_file(engine, file("v"), "content")
+    ledger.reject_video(engine, job.id, video_id, "unreadable", "moov atom\0not found\n")
+    assert ledger.video_in_job(engine, job.id, video_id) is VideoState.REJECTED
+    (row,) = coverage(engine, job.id)
+    assert (row.reason_kind, row.reason) == ("unreadable", "moov atom\\x00not found")
+    assert row.duration_us == row.analysed_us == row.waiting_us == 0
+    add_video(engine, job.id, "v", 4)
+    other = ledger.register_file(engine, file("v"), "content-v")
+    ledger.reject_video(engine, job.id, other, "unreadable", "later")
+    assert ledger.video_in_job(engine, job.id, other) is VideoState.RUNNING
+    ledger.plan_video(engine, job.id, video_id, info(4), ranges(4))
+    assert ledger.video_in_job(engine, job.id, video_id) is VideoState.RUNNING
+
+
+# Feeding
+
+
+def test_the_window_is_never_exceeded(engine: Engine) -> None:
+    """What is queued or leased never exceeds the window, and room that is made is filled."""
+    planned(engine, 40)
+    fed = ledger.feed(engine, 3)
+    assert len(fed) == 3
+    assert ledger.feed(engine, 3) == []
+    claim = claimed(engine, fed[0])
+    assert ledger.feed(engine, 3) == []
+    results.commit(engine, fed[0], claim.fence, found(claim))
+    assert len(ledger.feed(engine, 3)) == 1
+    assert ledger.feed(engine, 0) == []
+
+
+def test_low_ranges_of_all_videos_come_first(engine: Engine) -> None:
+    """A long video does not hold up the others: all first ranges, then all second ones."""
+    job = planned(engine, 5 * RANGE, 2 * RANGE, RANGE)
+    order = [
+        (row.video_id, row.ordinal)
+        for row in (task(engine, task_id) for task_id in ledger.feed(engine, 100))
+    ]
+    a, b, c = job.video_ids
+    assert order == [(a, 0), (b, 0), (c, 0), (a, 1), (b, 1), (a, 2), (a, 3), (a, 4)]
+
+
+def test_jobs_go_by_priority_then_by_age(engine: Engine) -> None:
+    """The urgent job is fed first, then the older one; or the one that is asked for alone."""
+    jobs = []
+    for key, priority in (("old", 0), ("new", 0), ("urgent", 5)):
+        job = ledger.open_job(engine, spec(key), priority=priority)
+        add_video(engine, job.id, key, RANGE)
+        jobs.append(job.id)
+    old, new, urgent = jobs
+    assert [task(engine, one).job_id for one in ledger.feed(engine, 2)] == [urgent, old]
+    assert [task(engine, one).job_id for one in ledger.feed(engine, 1, new)] == [new]
+
+
+def test_feeders_at_once_keep_to_the_window(engine: Engine) -> None:
+    """Two schedulers by mistake still feed each task once and no more than the window."""
+    planned(engine, 400)
+    start = threading.Barrier(6)
+
+    def feed(_: int) -> list[int]:
+        start.wait()
+        return ledger.feed(engine, 10)
+
+    with ThreadPoolExecutor(6) as pool:
+        fed = [one for part in pool.map(feed, range(6)) for one in part]
+    assert len(fed) == len(set(fed)) == 10
+
+
+def test_failed_publishing_is_taken_back(engine: Engine) -> None:
+    """Tasks that could not be published are pending again, save those a worker has claimed."""
+    planned(engine, 3 * RANGE)
+    fed = ledger.feed(engine, 3)
+    claimed(engine, fed[0])
+    ledger.unqueue(engine, fed)
+    ledger.unqueue(engine, [])
+    states = [task(engine, one).state for one in fed]
+    assert states == [TaskState.LEASED, TaskState.PENDING, TaskState.PENDING]
+
+
+# Claiming
+
+
+def test_a_claim_carries_all_that_a_worker_needs(engine: Engine) -> None:
+    """Facts, range, settings and every place of the video, the latest first."""
+    job = planned(engine, 10)
+    ledger.register_file(engine, file("copy"), "content-v0")
+    claim = claimed(engine, ledger.feed(engine, 1)[0])
+    assert claim.info == info(10)
+    assert claim.frame_range == ranges(10)[0]
+    assert (claim.job_id, claim.video_id) == (job.job_id, job.video_ids[0])
+    assert set(claim.path_raws) == {b"/archive/copy.mp4", b"/archive/v0.mp4"}
+    assert (claim.content_id, claim.attempts, claim.fence) == ("content-v0", 1, 1)
+    want = spec()
+    assert (claim.sampling, claim.fit, claim.top_n, claim.model) == (
+        want.sampling,
+        want.fit,
+        want.top_n,
+        want.model,
+    )
+
+
+def test_the_latest_place_of_a_video_comes_first(engine: Engine) -> None:
+    """A worker tries the place where the file was seen last."""
+    planned(engine, RANGE)
+    with writing(engine) as connection:
+        connection.execute(text("UPDATE files SET seen_ms = seen_ms - 1000"))
+    ledger.register_file(engine, file("moved"), "content-v0")
+    claim = claimed(engine, ledger.feed(engine, 1)[0])
+    assert claim.path_raws == (b"/archive/moved.mp4", b"/archive/v0.mp4")
+
+
+def test_of_many_claims_one_wins(engine: Engine) -> None:
+    """However often a message is delivered at once, one worker gets the task."""
+    planned(engine, 10 * RANGE)
+    start = threading.Barrier(8)
+    fed = ledger.feed(engine, 100)
+
+    def race(worker: int) -> list[int]:
+        start.wait()
+        return [one for one in fed if ledger.claim(engine, one, f"w{worker}", 60) is not None]
+
+    with ThreadPoolExecutor(8) as pool:
+        won = [one for part in pool.map(race, range(8)) for one in part]
+    assert sorted(won) == sorted(fed)
+
+
+WORKER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from rows import found
+from storage import ledger, results
+from storage.database import connect, with_retries
+engine = connect(sys.argv[1])
+for task_id in map(int, sys.argv[3:]):
+    claim = with_retries(lambda: ledger.claim(engine, task_id, "w", 60))
+    if claim is not None:
+        result = found(claim)
+        assert with_retries(lambda: results.commit(engine, task_id, claim.fence, result))
+        print(task_id)
+"""
+
+
+def test_processes_that_race_do_each_task_once(
+    database_url: str, engine: Engine, request: pytest.FixtureRequest
+) -> None:
+    """Worker processes that all get all messages commit each task once."""
+    job = planned(engine, 10 * RANGE, 10 * RANGE)
+    fed = ledger.feed(engine, 100)
+    here = str(request.path.parent)
+    command = [sys.executable, "-c", WORKER, database_url, here, *map(str, fed)]
+    workers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    answers = [worker.communicate(timeout=120) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], answers
+    done = [int(line) for out, _ in answers for line in out.split()]
+    assert sorted(done) == sorted(fed)
+    status = ledger.status(engine, job.job_id)
+    assert status.tasks_by_state[TaskState.DONE] == 20
+    assert status.samples == count(engine, samples) == 80
+    assert count(engine, predictions) == 160
+
+
+@pytest.mark.parametrize("state", [TaskState.DONE, TaskState.FAILED, TaskState.CANCELLED])
+def test_a_message_for_a_finished_task_is_dropped(engine: Engine, state: TaskState) -> None:
+    """Late and repeated messages of finished tasks, and of none, claim nothing."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    with writing(engine) as connection:
+        connection.execute(update(tasks).values(state=state))
+    assert ledger.claim(engine, fed, "w", 60) is None
+    assert ledger.claim(engine, fed + 1000, "w", 60) is None
+
+
+def test_a_plan_of_another_release_is_left_alone(engine: Engine) -> None:
+    """A worker that cannot read a plan says so and spends no attempt."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    with writing(engine) as connection:
+        connection.execute(update(tasks).values(plan='{"v":99}'))
+    with pytest.raises(IncompatiblePlan, match="one release"):
+        ledger.claim(engine, fed, "w", 60)
+    row = task(engine, fed)
+    assert (row.state, row.attempts, row.fence) == (TaskState.QUEUED, 0, 0)
+
+
+# Leases and fences
+
+
+def test_a_zombie_writes_nothing(engine: Engine) -> None:
+    """A worker whose lease went to another can neither beat, release, fail nor commit."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    zombie = claimed(engine, fed)
+    let_leases_expire(engine)
+    owner = claimed(engine, fed)
+    assert owner.fence > zombie.fence
+    late = replace(found(zombie, label=1))
+    assert not results.commit(engine, fed, zombie.fence, late)
+    assert not ledger.heartbeat(engine, fed, zombie.fence, 60)
+    assert not ledger.release(engine, fed, zombie.fence, 5, "api-outage", "503")
+    assert ledger.give_back(engine, fed, zombie.fence, "read-error", "x", 1, 0) is TaskState.LEASED
+    assert count(engine, samples) == 0
+    assert results.commit(engine, fed, owner.fence, found(owner, label=2))
+    assert not results.commit(engine, fed, zombie.fence, late)
+    with reading(engine) as connection:
+        best = select(predictions.c.label).where(predictions.c.rank == 0)
+        assert set(connection.scalars(best)) == {2}
+
+
+def test_commits_that_race_write_one_result(engine: Engine) -> None:
+    """A zombie and the owner that commit at the same moment leave the owner's rows alone."""
+    planned(engine, 10 * RANGE)
+    for fed in ledger.feed(engine, 10):
+        zombie = claimed(engine, fed)
+        let_leases_expire(engine)
+        owner = claimed(engine, fed)
+        start = threading.Barrier(2)
+
+        def commit(claim: ledger.Claim, label: int, start: threading.Barrier = start) -> bool:
+            start.wait()
+            return results.commit(engine, claim.task_id, claim.fence, found(claim, label))
+
+        with ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(commit, (zombie, owner), (1, 2))) == [False, True]
+    with reading(engine) as connection:
+        best = select(predictions.c.label).where(predictions.c.rank == 0)
+        assert Counter(connection.scalars(best)) == {2: 40}
+
+
+def test_a_commit_whose_answer_was_lost_may_be_repeated(engine: Engine) -> None:
+    """Committing again what this fence has committed is true and changes nothing."""
+    planned(engine, RANGE)
+    claim = claimed(engine, ledger.feed(engine, 1)[0])
+    assert results.commit(engine, claim.task_id, claim.fence, found(claim))
+    before = rows_of(engine, tasks, samples, predictions, gaps, embeddings, usage)
+    assert results.commit(engine, claim.task_id, claim.fence, found(claim, label=1))
+    assert rows_of(engine, tasks, samples, predictions, gaps, embeddings, usage) == before
+
+
+def test_a_range_committed_anew_replaces_its_rows(engine: Engine) -> None:
+    """Should a task be run again after its commit, its rows are the new ones, and no more."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    claim = claimed(engine, fed)
+    results.commit(engine, fed, claim.fence, found(claim))
+    tables = (samples, predictions, gaps, embeddings, usage)
+    before = rows_of(engine, *tables)
+    with writing(engine) as connection:
+        connection.execute(update(tasks).values(state=TaskState.PENDING))
+    again = claimed(engine, fed)
+    assert results.commit(engine, fed, again.fence, found(again))
+    assert rows_of(engine, *tables) == before
+
+
+def test_a_heartbeat_keeps_the_lease(engine: Engine) -> None:
+    """A worker that beats keeps its task past the first lease."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    claim = claimed(engine, fed, lease_s=1)
+    first = task(engine, fed).lease_until_ms
+    assert ledger.heartbeat(engine, fed, claim.fence, 600)
+    assert task(engine, fed).lease_until_ms > first + 500_000
+    assert ledger.sweep(engine, 120).expired == 0
+    assert ledger.claim(engine, fed, "other", 60) is None
+
+
+def test_an_outage_spends_no_attempt(engine: Engine) -> None:
+    """A hundred outages leave a task pending with all its attempts, and it waits out each delay."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    for _ in range(100):
+        claim = claimed(engine, fed)
+        assert claim.attempts == 1
+        assert ledger.release(engine, fed, claim.fence, 30, "api-outage", "503 from the API")
+        assert ledger.claim(engine, fed, "w", 60) is None
+        assert ledger.feed(engine, 1) == []
+        let_delays_pass(engine)
+    row = task(engine, fed)
+    assert (row.state, row.attempts, row.error_kind) == (TaskState.PENDING, 0, "api-outage")
+
+
+def test_a_faulty_task_fails_after_its_attempts(engine: Engine) -> None:
+    """Faults spend attempts and wait; past the last one the task has failed with its reason."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    seen = []
+    for _ in range(3):
+        claim = claimed(engine, fed)
+        seen.append(ledger.give_back(engine, fed, claim.fence, "read-error", "bad\0packet", 3, 30))
+        assert ledger.claim(engine, fed, "w", 60) is None
+        let_delays_pass(engine)
+    assert seen == [TaskState.PENDING, TaskState.PENDING, TaskState.FAILED]
+    assert task(engine, fed).error == "bad\\x00packet"
+    assert ledger.feed(engine, 1) == []
+
+
+# Sweeping
+
+
+def test_a_wiped_queue_heals(engine: Engine) -> None:
+    """Messages that nobody answers are pending again after the timeout, and not before."""
+    planned(engine, 3 * RANGE)
+    assert len(ledger.feed(engine, 3)) == 3
+    assert ledger.sweep(engine, 120).unqueued == 0
+    with writing(engine) as connection:
+        connection.execute(update(tasks).values(queued_ms=Now() - 121_000))
+    assert ledger.sweep(engine, 120).unqueued == 3
+    assert work(engine) == 3
+
+
+def test_a_lost_worker_gives_its_task_back(engine: Engine) -> None:
+    """An expired lease is swept back to pending; the attempt stays spent."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    claimed(engine, fed)
+    assert ledger.sweep(engine, 120).expired == 0
+    let_leases_expire(engine)
+    assert ledger.sweep(engine, 120).expired == 1
+    assert task(engine, fed).attempts == 1
+    assert ledger.sweep(engine, 120).expired == 0
+    assert work(engine) == 1
+
+
+def test_a_task_that_kills_workers_ends(engine: Engine) -> None:
+    """A poison task is given out at most so many times, by sweeps and by redelivered messages."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    for attempt in range(1, ledger.MAX_ATTEMPTS + 1):
+        assert claimed(engine, fed).attempts == attempt
+        let_leases_expire(engine)
+    assert ledger.claim(engine, fed, "next victim", 60) is None
+    swept = ledger.sweep(engine, 120)
+    assert (swept.expired, swept.failed) == (0, 1)
+    assert task(engine, fed).error_kind == ledger.WORKER_LOST
+    (closed,) = ledger.close_finished(engine)
+    assert closed.state is VideoState.FAILED
+
+
+# Pausing, recovering, cancelling, trying again
+
+
+def test_a_paused_job_is_neither_fed_nor_claimed(engine: Engine) -> None:
+    """Pausing turns away messages on their way, lets work under lease end, and can be undone."""
+    job = planned(engine, 3 * RANGE)
+    fed = ledger.feed(engine, 2)
+    claim = claimed(engine, fed[0])
+    ledger.pause_job(engine, job.job_id, "api-refused", "401:\nthe key is not valid")
+    status = ledger.status(engine, job.job_id)
+    assert (status.held, status.job.pause_kind) == ("401: the key is not valid", "api-refused")
+    assert ledger.feed(engine, 10) == []
+    assert ledger.claim(engine, fed[1], "w", 60) is None
+    assert results.commit(engine, fed[0], claim.fence, found(claim))
+    ledger.resume_job(engine, job.job_id)
+    assert ledger.status(engine, job.job_id).held is None
+    assert work(engine) == 2
+
+
+def test_recovery_takes_tasks_back_at_once(engine: Engine) -> None:
+    """After an interruption all that was under way is pending, no attempt is spent, and a worker
+    that lives all the same writes nothing."""
+    job = planned(engine, 3 * RANGE)
+    fed = ledger.feed(engine, 3)
+    claim = claimed(engine, fed[0])
+    assert ledger.recover(engine, job.job_id) == 3
+    assert ledger.recover(engine, job.job_id) == 0
+    assert not results.commit(engine, fed[0], claim.fence, found(claim))
+    assert ledger.status(engine, job.job_id).tasks_by_state[TaskState.PENDING] == 3
+    assert {row.attempts for row in (task(engine, one) for one in fed)} == {0}
+    assert work(engine) == 3
+
+
+def test_a_cancelled_job_closes_with_gaps(engine: Engine) -> None:
+    """What is not done is given up: it becomes gaps, and work under lease is not written."""
+    job = planned(engine, 2 * RANGE, RANGE)
+    fed = ledger.feed(engine, 2)
+    first, second = claimed(engine, fed[0]), claimed(engine, fed[1])
+    results.commit(engine, fed[0], first.fence, found(first))
+    assert ledger.cancel_job(engine, job.job_id) == 2
+    assert not results.commit(engine, fed[1], second.fence, found(second))
+    states = {one.video_id: one.state for one in ledger.close_finished(engine)}
+    assert list(states.values()) == [VideoState.PARTIAL, VideoState.CANCELLED]
+    assert {gap.kind for one in coverage(engine, job.job_id) for gap in one.gaps} == {
+        GapKind.CANCELLED
+    }
+    assert ledger.status(engine, job.job_id).finished
+
+
+def test_failed_tasks_can_be_tried_again(engine: Engine) -> None:
+    """Trying again opens video and job, and ends with what a calm run gives."""
+    calm = planned(engine, 3 * RANGE, key="calm")
+    work(engine)
+    ledger.close_finished(engine)
+    job = planned(engine, 3 * RANGE)
+    fed = ledger.feed(engine, 1)
+    claim = claimed(engine, fed[0])
+    ledger.give_back(engine, fed[0], claim.fence, "read-error", "the share is away", 1, 0)
+    work(engine)
+    (closed,) = ledger.close_finished(engine)
+    assert closed.state is VideoState.PARTIAL
+    assert ledger.retry_job(engine, calm.job_id) == 0
+    assert ledger.retry_job(engine, job.job_id) == 1
+    assert not ledger.status(engine, job.job_id).finished
+    assert ledger.close_finished(engine) == []
+    assert work(engine) == 1
+    (closed,) = ledger.close_finished(engine)
+    assert closed.state is VideoState.COMPLETE
+    for table in (samples, predictions, scenes, gaps):
+        mine = [row[1:] for row in rows_of(engine, table) if row[0] == job.job_id]
+        assert mine == [row[1:] for row in rows_of(engine, table) if row[0] == calm.job_id]
+
+
+# Closing
+
+
+def test_a_video_is_closed_when_its_rows_say_so(engine: Engine) -> None:
+    """Complete, partial and failed follow from the rows; each video is closed once."""
+    job = planned(engine, 2 * RANGE, 2 * RANGE, RANGE)
+    complete, partial, failed = job.video_ids
+    assert ledger.close_finished(engine) == []
+    for fed in ledger.feed(engine, 100):
+        claim = claimed(engine, fed)
+        start = claim.frame_range.start_us
+        if claim.video_id == failed:
+            ledger.give_back(engine, fed, claim.fence, "read-error", "no such file", 1, 0)
+        elif claim.video_id == partial and start == 0:
+            gap = Gap(start, start + SECOND, GapKind.DAMAGED, "2 packets")
+            results.commit(engine, fed, claim.fence, found(claim, gaps=[gap]))
+        else:
+            results.commit(engine, fed, claim.fence, found(claim))
+    states = {one.video_id: one.state for one in ledger.close_finished(engine)}
+    assert states == {
+        complete: VideoState.COMPLETE,
+        partial: VideoState.PARTIAL,
+        failed: VideoState.FAILED,
+    }
+    assert ledger.close_finished(engine) == []
+    rows = {one.video_id: one for one in coverage(engine, job.job_id)}
+    assert rows[complete].gaps == ()
+    assert rows[partial].gaps == (Gap(0, SECOND, GapKind.DAMAGED, "2 packets"),)
+    lost = Gap(0, RANGE * SECOND, GapKind.TASK_FAILED, "read-error: no such file")
+    assert rows[failed].gaps == (lost,)
+    assert (rows[failed].reason_kind, rows[failed].reason) == (lost.kind, lost.detail)
+    status = ledger.status(engine, job.job_id)
+    assert status.job.state is JobState.CLOSED
+    assert status.covered_us == status.duration_us
+
+
+def test_closers_at_once_close_once(engine: Engine) -> None:
+    """Each video is reported closed by one of several closers, and its scenes are there once."""
+    planned(engine, *[RANGE] * 6)
+    work(engine)
+    start = threading.Barrier(4)
+
+    def close(_: int) -> list[ledger.ClosedVideo]:
+        start.wait()
+        return ledger.close_finished(engine)
+
+    with ThreadPoolExecutor(4) as pool:
+        closed = [one for part in pool.map(close, range(4)) for one in part]
+    assert len(closed) == len(set(closed)) == 6
+    assert count(engine, scenes) == 6
+
+
+def test_a_job_stays_open_while_it_is_planned(engine: Engine) -> None:
+    """A job closes after its planning only, and opens again for new videos."""
+    job = ledger.open_job(engine, spec())
+    add_video(engine, job.id, "a", RANGE)
+    work(engine)
+    assert len(ledger.close_finished(engine)) == 1
+    assert not ledger.status(engine, job.id).finished
+    ledger.finish_planning(engine, job.id)
+    ledger.close_finished(engine)
+    assert ledger.status(engine, job.id).finished
+    assert not ledger.open_job(engine, spec()).created
+    assert not ledger.status(engine, job.id).finished
+    add_video(engine, job.id, "b", RANGE)
+    ledger.finish_planning(engine, job.id)
+    ledger.close_finished(engine)
+    assert not ledger.status(engine, job.id).finished
+    work(engine)
+    ledger.close_finished(engine)
+    assert ledger.status(engine, job.id).finished
+
+
+def test_a_new_video_opens_a_closed_job(engine: Engine) -> None:
+    """Planning into a closed job opens it even where nobody said that planning goes on."""
+    job = planned(engine, RANGE)
+    work(engine)
+    ledger.close_finished(engine)
+    add_video(engine, job.job_id, "late", RANGE)
+    assert not ledger.status(engine, job.job_id).finished
+    work(engine)
+    ledger.close_finished(engine)
+    assert ledger.status(engine, job.job_id).finished
+
+
+def test_time_adds_up_at_every_step(engine: Engine) -> None:
+    """Analysed, gaps and waiting are the duration of each video after every single step."""
+    job = planned(engine, 11, 5)
+
+    def check() -> None:
+        rows = coverage(engine, job.job_id)
+        for row in rows:
+            assert row.analysed_us + row.gap_us + row.waiting_us == row.duration_us
+            if row.state is not VideoState.RUNNING:
+                assert row.waiting_us == 0
+        status = ledger.status(engine, job.job_id)
+        assert status.duration_us == sum(row.duration_us for row in rows) == 16 * SECOND
+        assert status.analysed_us == sum(row.analysed_us for row in rows)
+
+    check()
+    for turn, fed in enumerate(ledger.feed(engine, 100)):
+        claim = claimed(engine, fed)
+        check()
+        one = claim.frame_range
+        if turn == 1:
+            ledger.give_back(engine, fed, claim.fence, "read-error", "gone", 1, 0)
+        elif turn == 2:
+            gap = Gap(one.end_us - SECOND, one.end_us, GapKind.TRUNCATED)
+            results.commit(engine, fed, claim.fence, found(claim, gaps=[gap]))
+        else:
+            results.commit(engine, fed, claim.fence, found(claim))
+        check()
+    ledger.close_finished(engine)
+    check()
+    assert coverage(engine, job.job_id, job.video_ids[1])[0].video_id == job.video_ids[1]
+
+
+def test_status_counts_what_was_spent(engine: Engine) -> None:
+    """Samples, calls and seconds of committed tasks add up, and of nothing else."""
+    job = planned(engine, 2 * RANGE)
+    assert ledger.status(engine, job.job_id).usage.image_calls == 0
+    work(engine)
+    status = ledger.status(engine, job.job_id)
+    assert (status.samples, status.usage.image_calls, status.usage.bytes_sent) == (8, 8, 800)
+    assert (status.usage.api_seconds, status.usage.decode_seconds) == (1.0, 0.5)
+    assert (status.videos, status.closed_videos, status.tasks, status.open_tasks) == (1, 0, 2, 0)
+
+
+# Query plans
+
+
+def test_the_hot_queries_use_their_indexes(engine: Engine) -> None:
+    """On a table of many finished and pending tasks, neither feeding, claiming, committing,
+    sweeping nor closing reads all of it."""
+    job = planned(engine, RANGE, RANGE)
+    with reading(engine) as connection:
+        row = dict(connection.execute(select(tasks).limit(1)).mappings().one())
+    del row["id"]
+    many = [
+        row
+        | {
+            "bucket_start": at * RANGE,
+            "bucket_end": (at + 1) * RANGE,
+            "ordinal": at,
+            "state": TaskState.DONE if at % 4 else TaskState.PENDING,
+        }
+        for at in range(10, 20_010)
+    ]
+    with writing(engine) as connection:
+        connection.execute(insert(tasks), many)
+    with writing(engine) as connection:
+        connection.execute(text("ANALYZE"))
+    (fed,) = ledger.feed(engine, 1)
+    claim = claimed(engine, fed)
+
+    plans = explained(engine, lambda: ledger.feed(engine, 20))
+    assert "ix_tasks_in_flight" in plans
+    assert "ix_tasks_feed" in plans
+    assert_no_scan(plans)
+    assert_no_scan(explained(engine, lambda: ledger.claim(engine, fed, "w", 60)))
+    assert_no_scan(explained(engine, lambda: ledger.heartbeat(engine, fed, claim.fence, 60)))
+    plans = explained(engine, lambda: ledger.sweep(engine, 120))
+    assert plans.count("ix_tasks_in_flight") == 2
+    assert_no_scan(plans)
+    plans = explained(engine, lambda: ledger.close_finished(engine))
+    assert "ix_tasks_open" in plans
+    assert_no_scan(plans)
+    result = found(claim)
+    plans = explained(engine, lambda: results.commit(engine, fed, claim.fence, result))
+    assert_no_scan(plans)
+    assert job.video_ids
+
+
+def explained(engine: Engine, act: Callable[[], object]) -> str:
+    """The query plans of every statement that touches tasks while acting."""
+    seen: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _k: Any, statement: str, parameters: Any, _x: Any, many: bool) -> None:
+        if "tasks" in statement and not many:
+            seen.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        act()
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    assert seen
+    prefix = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
+    lines = []
+    with writing(engine) as connection:
+        for statement, parameters in seen:
+            rows = connection.exec_driver_sql(prefix + statement, parameters)
+            lines += [str(row[-1]) for row in rows]
+    return "\n".join(lines)
+
+
+def assert_no_scan(plans: str) -> None:
+    full = [
+        line
+        for line in plans.splitlines()
+        if "Seq Scan on tasks" in line or line.strip() in ("SCAN tasks", "SCAN TABLE tasks")
+    ]
+    assert not full, plans
+
+
+def test_a_connection_of_another_process_is_not_needed(database_url: str, engine: Engine) -> None:
+    """What one engine commits, another one on the same URL sees."""
+    job = planned(engine, RANGE)
+    other = connect(database_url)
+    assert ledger.status(other, job.job_id).tasks == 1
+    other.dispose()
