@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         # Where a signal comes before the server listens to it, ending is still no failure.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format=_LOG_FORMAT)
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # the hub's library: a line a request
         # Read once, when numpy is loaded. Its threads spin while they wait, and took more from
         # the decoders beside us than they gave to the short products that are computed here.
         for library in ("OPENBLAS", "OMP", "MKL"):

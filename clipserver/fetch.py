@@ -10,11 +10,13 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import time
 from urllib.parse import urlsplit
 
 from clipserver.contract import PictureRefusal
 
 _TIMEOUT_S = 10.0
+_CHUNK = 65536
 _HTTPS_PORT = 443
 
 
@@ -29,11 +31,16 @@ def fetch(url: str, max_bytes: int) -> bytes:
     if parts.scheme != "https" or not host or not _is_full_name(host):
         raise PictureRefusal("only https URLs of a fully qualified host are fetched.")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    deadline = time.monotonic() + _TIMEOUT_S
     connection = _PublicConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", target)
         answer = connection.getresponse()
-        body = answer.read(max_bytes + 1)
+        body = b""
+        while len(body) <= max_bytes and (more := answer.read1(_CHUNK)):
+            body += more
+            if time.monotonic() > deadline:
+                raise TimeoutError
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise PictureRefusal("the URL could not be fetched.") from error
     finally:

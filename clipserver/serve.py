@@ -30,7 +30,7 @@ def serve(choice: Choice, settings: Settings, api_key: str | None) -> None:
     `engine` and `model` is printed. EngineUnavailableError or OSError where it cannot begin."""
     # The address first: to find it taken after the weights are read would be a waste.
     with _listen(settings.server_host, settings.server_port) as listener:
-        engine = choice.load(settings.threads)
+        engine = choice.load(settings.server_threads)
         warm_up(engine)
         description = engine.description
         if description.notice:

@@ -37,7 +37,7 @@ class Service:
         # One thread for the engine: it has threads of its own, and two calls at once would only
         # fight over the cores.
         self._engine_thread = ThreadPoolExecutor(1, "engine")
-        self._readers = ThreadPoolExecutor(settings.threads + 1, "reader")
+        self._readers = ThreadPoolExecutor(settings.server_threads + 1, "reader")
         self._reader = PictureReader(
             description.input_size,
             max_pixels=int(settings.server_max_megapixels * 1e6),

@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     int8: Annotated[
         bool, Field(description="take the towers' quantised files: faster, visibly less exact")
     ] = False
-    threads: Annotated[
+    server_threads: Annotated[
         int, Field(ge=1, description="threads of the engine (default: half of the cores)")
     ] = Field(default_factory=half_of_the_cores)
     server_host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"

@@ -35,9 +35,9 @@ def examine(
 
 
 def _queue(broker_url: str | None) -> Finding:
-    from nightreel.local import broker_binary  # noqa: PLC0415
-    from scheduler.feeder import QueueUnavailable, broker_address, check_broker  # noqa: PLC0415
-    from workers.app import make_app  # noqa: PLC0415
+    from nightreel.local import broker_binary
+    from scheduler.feeder import QueueUnavailable, broker_address, check_broker
+    from workers.app import make_app
 
     if broker_url is None:
         binary = broker_binary()
@@ -56,7 +56,7 @@ def _queue(broker_url: str | None) -> Finding:
 
 
 def _database(url: str) -> Finding:
-    from storage import database  # noqa: PLC0415
+    from storage import database
 
     try:
         engine = database.connect(url)
@@ -71,7 +71,7 @@ def _database(url: str) -> Finding:
 
 def _api(url: str | None) -> Finding:
     if url is None:
-        from nightreel.local import LocalError, describe_engine  # noqa: PLC0415
+        from nightreel.local import LocalError, describe_engine
 
         try:
             served = describe_engine("auto")
@@ -81,8 +81,8 @@ def _api(url: str | None) -> Finding:
         if served.notice:
             said += f" ({served.notice})"
         return Finding("API", True, said, ExitCode.API)
-    from workers.api import ApiClient, ApiError  # noqa: PLC0415
-    from workers.settings import WorkerSettings  # noqa: PLC0415
+    from workers.api import ApiClient, ApiError
+    from workers.settings import WorkerSettings
 
     try:
         client = ApiClient(WorkerSettings(api_url=url))
@@ -93,8 +93,8 @@ def _api(url: str | None) -> Finding:
 
 
 def _codecs() -> Finding:
-    import av  # noqa: PLC0415
-    from av.codec import Codec  # noqa: PLC0415
+    import av
+    from av.codec import Codec
 
     missing = []
     for name in DECODERS:
@@ -110,7 +110,7 @@ def _codecs() -> Finding:
 
 
 def _archive(paths: Sequence[str]) -> Finding:
-    from scheduler.archive import ArchiveError, Unreadable, find  # noqa: PLC0415
+    from scheduler.archive import ArchiveError, Unreadable, find
 
     try:
         files = list(find(paths))

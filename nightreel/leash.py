@@ -21,9 +21,7 @@ from contextlib import suppress
 def main(arguments: list[str]) -> int:
     """Run `arguments[1:]` in a group of its own; return its exit code, or 128 + its signal."""
     grace_s = float(arguments[0])
-    child = subprocess.Popen(
-        arguments[1:], stdin=subprocess.DEVNULL, start_new_session=True
-    )
+    child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, start_new_session=True)
     ending = threading.Event()
 
     def signal_group(number: int) -> None:

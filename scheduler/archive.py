@@ -13,9 +13,46 @@ from pathlib import Path
 from storage.records import ArchiveFile, shown_path
 
 VIDEO_ENDINGS = frozenset(
-    ".3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .h264 .h265 .hevc .ivf .m1v .m2t .m2ts .m2v .m4v"
-    " .mjpeg .mjpg .mkv .mov .mp4 .mpeg .mpg .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .ts .vob .webm"
-    " .wmv .y4m".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".divx",
+        ".dv",
+        ".f4v",
+        ".flv",
+        ".gif",
+        ".h264",
+        ".h265",
+        ".hevc",
+        ".ivf",
+        ".m1v",
+        ".m2t",
+        ".m2ts",
+        ".m2v",
+        ".m4v",
+        ".mjpeg",
+        ".mjpg",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".nut",
+        ".ogm",
+        ".ogv",
+        ".qt",
+        ".rm",
+        ".rmvb",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+        ".y4m",
+    ]
 )
 """Name endings taken from a folder. A file that is named itself is taken whatever its ending."""
 
@@ -115,5 +152,5 @@ def content_id(path: str) -> str:
     The whole file is hashed, because results are kept for years under this name and a sampled
     hash would take a repaired file for the damaged one. Raises OSError.
     """
-    with open(path, "rb") as file:  # noqa: PTH123 - the name may be any bytes
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

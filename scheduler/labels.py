@@ -21,7 +21,7 @@ MOST_EXAMPLES = 500
 LONGEST_FILE_BYTES = 4 << 20
 
 LoadPicture = Callable[[bytes], bytes]
-"""From a picture file's bytes to a JPEG of the model's input size; ValueError says what is wrong."""
+"""From a picture file's bytes to a JPEG as the model reads it; ValueError says what is wrong."""
 
 
 class LabelsError(Exception):
@@ -219,8 +219,8 @@ def _check_together(labels: Sequence[Label], where: str, line: Callable[[str], s
         raise LabelsError(f"{where}: the label {twice!r} stands twice: rename one")
     if not 2 <= len(labels) <= MOST_LABELS:
         raise LabelsError(
-            f"{where}: {len(labels)} label(s): a frame is compared among 2 to {MOST_LABELS} labels; "
-            'add what the rest looks like, such as "something else"'
+            f"{where}: {len(labels)} label(s): a frame is compared among 2 to {MOST_LABELS} "
+            'labels; add what the rest looks like, such as "something else"'
         )
     # Pictures are closer to pictures than texts are: a label with examples would always win over
     # one without, so all labels of a set are described in the same ways.

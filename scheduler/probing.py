@@ -12,12 +12,14 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.connection import wait
+from multiprocessing import connection
 
 from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo
+
+STOP_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,17 @@ def probe_and_plan(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probe
 
 
 def probe_all(
-    files: Iterable[ArchiveFile], sampling: Sampling, task_us: int, processes: int
+    files: Iterable[ArchiveFile],
+    sampling: Sampling,
+    task_us: int,
+    *,
+    processes: int,
+    stop: threading.Event,
 ) -> Iterator[Probed]:
     """Yield what probing found for each file, in order, a few files ahead of the consumer.
 
     A file that kills its process is asked once more alone, and rejected when it does so again.
+    Once `stop` is set, nothing more is yielded and the processes end, in whatever file they are.
     """
     waiting: deque[tuple[ArchiveFile, Future[Probed]]] = deque()
     pool: ProcessPoolExecutor | None = None
@@ -68,6 +76,10 @@ def probe_all(
             if not waiting:
                 return
             file, future = waiting.popleft()
+            while not future.done():
+                if stop.is_set():
+                    return
+                wait([future], timeout=STOP_POLL_S)
             try:
                 yield future.result()
             except BrokenProcessPool:
@@ -80,6 +92,9 @@ def probe_all(
     finally:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
+            if stop.is_set():
+                for child in multiprocessing.active_children():
+                    child.terminate()
 
 
 def _alone(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probed:
@@ -105,7 +120,7 @@ def _end_with_the_parent() -> None:
         sentinel = parent.sentinel
 
         def watch() -> None:
-            wait([sentinel])
+            connection.wait([sentinel])
             os._exit(1)
 
         threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,12 +55,13 @@ def submit(
     *,
     task_seconds: int,
     processes: int,
+    stop: threading.Event,
 ) -> Generator[Submitted]:
     """Bring each file into the job: yield it once it is planned or rejected in the ledger.
 
     A file whose path, size and modification time are those of a video of the job is not read
     again. Files are planned while earlier ones are worked on; nothing is planned twice, whatever
-    interrupts this.
+    interrupts this. Ends early once `stop` is set.
     """
     unknown: list[ArchiveFile] = []
     for file in files:
@@ -72,7 +74,7 @@ def submit(
         else:
             unknown.append(file)
     task_us = task_seconds * MICROSECONDS
-    for probed in probe_all(unknown, sampling, task_us, processes):
+    for probed in probe_all(unknown, sampling, task_us, processes=processes, stop=stop):
         yield _record(engine, job_id, probed)
 
 

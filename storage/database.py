@@ -249,15 +249,13 @@ def check(engine: Engine) -> None:
     """
     file = engine.url.database
     # Opening a SQLite file that is not there would make it.
-    there = engine.dialect.name != "sqlite" or (file is not None and Path(file).exists())
-    missing = ["0001"]
-    if there:
+    if engine.dialect.name != "sqlite" or (file is not None and Path(file).exists()):
         with reading(engine) as connection:
-            missing = _missing_revisions(engine, connection, _alembic())
-    if missing:
-        raise SchemaOutdated(
-            f"database {shown_url(engine)} has no tables of this release: run `nightreel db upgrade`"
-        )
+            if not _missing_revisions(engine, connection, _alembic()):
+                return
+    raise SchemaOutdated(
+        f"database {shown_url(engine)} lacks the tables of this release: run `nightreel db upgrade`"
+    )
 
 
 def _missing_revisions(engine: Engine, connection: Connection, config: Config) -> list[str]:

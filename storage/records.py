@@ -78,7 +78,7 @@ class ArchiveFile:
     """A file of the archive as the file system shows it."""
 
     path: str
-    """Absolute; bytes that are not UTF-8 stand as surrogate escapes, as `os.fsdecode` leaves them."""
+    """Absolute; bytes that are not UTF-8 are surrogate escapes, as `os.fsdecode` leaves them."""
     size_bytes: int
     mtime_ns: int
 
@@ -179,9 +179,12 @@ class FrameRange:
                 f"plan version {plan.get('v')} where this worker reads version {PLAN_VERSION}: "
                 "run scheduler and workers of one release"
             )
+        (bucket_start, bucket_end), (start_us, end_us) = plan["b"], plan["t"]
         return cls(
-            *plan["b"],
-            *plan["t"],
+            bucket_start,
+            bucket_end,
+            start_us,
+            end_us,
             plan["seek"],
             tuple(itertools.accumulate(plan["buckets"])),
             tuple(itertools.accumulate(plan["pts"])),

@@ -192,6 +192,10 @@ tasks = Table(
     ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
 )
 
+# What a commit writes (samples, predictions, gaps, usage) has no foreign keys: it is written under
+# the lock of its task's row and nowhere else, and PostgreSQL keeps a check's plan from when the
+# table was small, which made a commit of 300 predictions take 150 ms instead of 10.
+
 samples = Table(
     "samples",
     metadata,
@@ -202,7 +206,6 @@ samples = Table(
     Column("start_us", BigInteger, nullable=False),
     Column("end_us", BigInteger, nullable=False),
     PrimaryKeyConstraint("job_id", "video_id", "bucket"),
-    ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
     sqlite_with_rowid=False,
 )
 
@@ -217,10 +220,6 @@ predictions = Table(
     Column("similarity", Double, nullable=False),
     Column("confidence", Double, nullable=False),
     PrimaryKeyConstraint("job_id", "video_id", "bucket", "rank"),
-    ForeignKeyConstraint(
-        ["job_id", "video_id", "bucket"],
-        ["samples.job_id", "samples.video_id", "samples.bucket"],
-    ),
     sqlite_with_rowid=False,
 )
 
@@ -253,7 +252,7 @@ gaps = Table(
     Column("end_us", BigInteger, nullable=False),
     Column("kind", StorableText, nullable=False),
     Column("detail", StorableText, nullable=False),
-    Column("task_id", _Id, ForeignKey("tasks.id"), nullable=False),
+    Column("task_id", _Id, nullable=False, index=True),
     PrimaryKeyConstraint("job_id", "video_id", "start_us"),
 )
 
@@ -291,8 +290,8 @@ flags = Table(
 usage = Table(
     "usage",
     metadata,
-    Column("job_id", _Id, ForeignKey("jobs.id"), nullable=False),
-    Column("task_id", _Id, ForeignKey("tasks.id"), nullable=False),
+    Column("job_id", _Id, nullable=False),
+    Column("task_id", _Id, nullable=False),
     Column("image_calls", BigInteger, nullable=False),
     Column("text_calls", BigInteger, nullable=False),
     Column("bytes_sent", BigInteger, nullable=False),

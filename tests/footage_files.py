@@ -41,13 +41,14 @@ def encode(
     pts: Callable[[int], int] = lambda number: number,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
-    prepare: Callable[[VideoFrame], VideoFrame] = lambda frame: frame,
+    convert: Callable[[Picture], VideoFrame] | None = None,
     change: Callable[[int, Packet], Packet | None] = lambda _number, packet: packet,
     configure: Callable[[av.VideoStream], None] = lambda _stream: None,
 ) -> Path:
     """Write a video whose frame n has the timestamp `pts(n)` in ticks of 1/rate.
 
-    `change` sees every packet in decoding order and may alter, replace or drop (None) it.
+    `convert` makes the frame that is encoded. `change` sees every packet in decoding order and may
+    alter, replace or drop (None) it.
     """
     with av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -66,10 +67,14 @@ def encode(
                     container.mux(kept)
 
         for number, picture in enumerate(pictures):
-            frame = VideoFrame.from_ndarray(picture, format="rgb24")
+            if convert is None:
+                frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+                    format=pixel_format
+                )
+            else:
+                frame = convert(picture)
             if number == 0:
-                stream.height, stream.width = picture.shape[:2]
-            frame = prepare(frame.reformat(format=pixel_format))
+                stream.width, stream.height = frame.width, frame.height
             frame.pts, frame.time_base = pts(number), Fraction(1, rate)
             mux(frame)
         mux(None)
@@ -87,18 +92,19 @@ def frames(count: int) -> list[Picture]:
     return [scenery(number) for number in range(count)]
 
 
+def replaced(packet: Packet, data: bytes) -> Packet:
+    """The packet with other data; timestamps and marks stay."""
+    other = Packet(data)
+    other.pts, other.dts, other.duration = packet.pts, packet.dts, packet.duration
+    other.stream, other.time_base = packet.stream, packet.time_base
+    other.is_keyframe = packet.is_keyframe
+    return other
+
+
 def damaged(packet: Packet) -> Packet:
-    """The packet with its picture data turned into noise; sizes and timestamps stay."""
-    data = bytearray(bytes(packet))
-    data[8:] = np.random.default_rng(1).integers(0, 256, len(data) - 8, np.uint8).tobytes()
-    noise = Packet(bytes(data))
-    noise.pts, noise.dts, noise.duration = packet.pts, packet.dts, packet.duration
-    noise.time_base, noise.stream, noise.is_keyframe = (
-        packet.time_base,
-        packet.stream,
-        packet.is_keyframe,
-    )
-    return noise
+    """The packet with its picture data turned into noise."""
+    noise = np.random.default_rng(1).integers(0, 256, packet.size, np.uint8).tobytes()
+    return replaced(packet, bytes(packet)[:8] + noise[8:])
 
 
 def two_groups_apart(number: int) -> int:

@@ -76,7 +76,7 @@ def test_standard_input_is_a_manifest(tmp_path: Path) -> None:
 def test_a_name_for_nothing_is_refused(tmp_path: Path, name: str) -> None:
     """A path, glob or manifest that finds nothing is an error that says so."""
     prefix = "@" if name.startswith("@") else ""
-    with pytest.raises(ArchiveError, match="no such file|cannot be read"):
+    with pytest.raises(ArchiveError, match=r"no such file|cannot be read"):
         list(find([prefix + str(tmp_path / name.removeprefix("@"))]))
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import http.server
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +125,15 @@ def environment() -> dict[str, str]:
 
 
 def start(folder: Path, log: Path, *options: str) -> Server:
-    command = [sys.executable, "-m", "clipserver", "--port", "0", "--model-dir", str(folder)]
+    return start_with(("--model-dir", str(folder), *options), {}, log)
+
+
+def start_with(options: Sequence[str], variables: dict[str, str], log: Path) -> Server:
+    command = [sys.executable, "-m", "clipserver", "--port", "0", *options]
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=errors, text=True,
-            env=environment(),
+            command, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env={**environment(), **variables},
         )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -500,3 +507,70 @@ def test_unusable_settings_are_named(towers: Path) -> None:
     said = run("--model-dir", str(towers), "--api-key-file", "/nowhere/key")
     assert said.returncode == 12
     assert "Traceback" not in said.stderr
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The few answers of the hub that fetching one model takes."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = self.path.partition(f"/resolve/{self.commit}/")[2]
+        name = name or self.path.partition("/resolve/main/")[2]
+        names = [p.relative_to(self.folder).as_posix() for p in self.folder.rglob("*.*")]
+        if "/tree/" in self.path:
+            sizes = {name: (self.folder / name).stat().st_size for name in names}
+            tree = [{"type": "file", "path": n, "size": s, "oid": n} for n, s in sizes.items()]
+            body = json.dumps(tree).encode()
+        elif self.path.startswith("/api/models/"):
+            siblings = [{"rfilename": name} for name in names]
+            model = {"id": "someone/tiny", "sha": self.commit, "siblings": siblings}
+            body = json.dumps(model).encode()
+        elif name in names:
+            body = (self.folder / name).read_bytes()
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "application/json")
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_weights_are_fetched_from_the_hub_once(tmp_path: Path) -> None:
+    """A hub that answers is asked for the commit, then for the files; afterwards it may be gone."""
+    Hub.folder = write_towers(tmp_path / "hub")
+    hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=hub.serve_forever).start()
+    variables = {
+        "HF_HUB_OFFLINE": "0",
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    options = ("--model", "someone/tiny")
+    try:
+        assert json.loads(run("--describe", *options, **variables).stdout)["model"] == (
+            "tiny@01234567"
+        )
+        server = start_with(options, variables, tmp_path / "log")
+        assert server.get("/info").json()["input_size"] == SIDE
+        assert server.ready["model"] == "tiny@01234567"
+        assert server.post("/clip/embed_text", text="dog").status_code == 200
+        server.stop()
+    finally:
+        hub.shutdown()
+        hub.server_close()
+    said = json.loads(run("--describe", *options, **variables).stdout)
+    assert (said["engine"], said["model"]) == ("clip", "tiny@01234567")

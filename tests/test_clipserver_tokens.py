@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from clipserver.engines import TextTooLongError
+from clipserver.engines.clip import ClipTokenizer
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = 49152 - 256 - 2  # of the vocabulary's file, as CLIP itself takes them
 
@@ -21,8 +24,8 @@ def vocabulary_file() -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    """CLIP's byte pair encoding in the form in which the hub's exports ship it."""
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ClipTokenizer:
+    """CLIP's byte pair encoding, read back from the form in which the hub's exports ship it."""
     lines = gzip.decompress(vocabulary_file().read_bytes()).decode().split("\n")
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     # GPT-2's order: printable bytes first, then the others under stand-ins.
@@ -51,7 +54,11 @@ def tokenizer() -> Tokenizer:
     tokenizer.post_processor = processors.RobertaProcessing(
         (END, words.index(END)), (START, words.index(START)), False, False
     )
-    return tokenizer
+    tokenizer.enable_truncation(77)
+    tokenizer.enable_padding(length=77)
+    path = tmp_path_factory.mktemp("clip") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return ClipTokenizer(path)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +70,15 @@ def tokenizer() -> Tokenizer:
         ("", [49406, 49407]),
     ],
 )
-def test_tokens_are_clips_own(tokenizer: Tokenizer, text: str, tokens: list[int]) -> None:
+def test_tokens_are_clips_own(tokenizer: ClipTokenizer, text: str, tokens: list[int]) -> None:
     """Known texts give known tokens, marks of start and end included."""
-    assert tokenizer.encode(text).ids == tokens
+    assert tokenizer.tokens(text) == tokens
 
 
-def test_a_long_word_counts_its_pieces(tokenizer: Tokenizer) -> None:
-    """The limit of 77 is one of tokens, not of words."""
-    assert len(tokenizer.encode("donaudampfschifffahrtsgesellschaft").ids) > 6
+def test_a_text_is_never_cut(tokenizer: ClipTokenizer) -> None:
+    """77 tokens are read, marks included; the limit is one of tokens, not of words."""
+    assert len(tokenizer.tokens("cat " * 75)) == 77
+    with pytest.raises(TextTooLongError, match="78 tokens"):
+        tokenizer.tokens("cat " * 76)
+    with pytest.raises(TextTooLongError):
+        tokenizer.tokens("donaudampfschifffahrtsgesellschaft " * 15)

@@ -189,7 +189,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(
     assert "resumes" in err
     wait_until(lambda: processes_of(tmp_path) == [], 10)
     api.always = None
-    code, rows, err = classify(tmp_path, api)
+    code, _, err = classify(tmp_path, api)
     assert code == 0, err
     assert results(tmp_path) == results(calm)
 
@@ -251,7 +251,7 @@ def test_a_refused_key_stops_the_job_and_keeps_it(
     assert code == 12
     assert "the API answers 401" in err
     assert "Traceback" not in err
-    code, rows, err = classify(tmp_path, api, NIGHTREEL_API_KEY=api.key)
+    code, _, err = classify(tmp_path, api, NIGHTREEL_API_KEY=api.key)
     assert code == 0, err
     for file in tmp_path.glob("nightreel.db*"):
         assert b"rf_wrong_key" not in file.read_bytes()
@@ -269,7 +269,7 @@ def test_an_api_that_is_away_for_a_while_costs_nothing(
     api.always = answer_with(503, {"message": "loading"}, {"Retry-After": "1"})
     wait_until(lambda: len(api.requests) >= 3)
     api.always = None
-    out, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     with closing(sqlite3.connect(tmp_path / "nightreel.db")) as database:
         assert database.execute("select max(attempts) from tasks").fetchone() == (1,)

@@ -7,6 +7,7 @@ as exported for transformers: a vision model of `pixel_values` and a text model 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,7 @@ class ClipEngine:
         try:
             self._vision = open_session(files.vision, threads)
             self._text = open_session(files.text, threads)
-            self._tokenizer = Tokenizer.from_file(str(files.tokenizer))
-            self._tokenizer.no_padding()
-            self._tokenizer.no_truncation()
+            self._tokenizer = ClipTokenizer(files.tokenizer)
             self._text_inputs = {given.name: given.shape for given in self._text.get_inputs()}
             side = description.input_size
             blank = np.zeros((1, side, side, 3), np.uint8)
@@ -61,7 +60,7 @@ class ClipEngine:
         return _run(self._vision, "image_embeds", {given: pixels.transpose(0, 3, 1, 2)})
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        tokens = [self.tokens(text) for text in texts]
+        tokens = [self._tokenizer.tokens(text) for text in texts]
         fixed = self._text_inputs["input_ids"][1]
         width = fixed if isinstance(fixed, int) else max(map(len, tokens))
         # Filled up with the end mark: the tower reads its vector at the first one, and from there
@@ -72,7 +71,16 @@ class ClipEngine:
         return _run(self._text, "text_embeds", {name: known[name] for name in self._text_inputs})
 
     def check_text(self, text: str) -> None:
-        self.tokens(text)
+        self._tokenizer.tokens(text)
+
+
+class ClipTokenizer:
+    """CLIP's byte pair encoding from a `tokenizer.json`, which neither cuts nor fills up here."""
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
 
     def tokens(self, text: str) -> list[int]:
         """Token ids with the marks of start and end. TextTooLongError past 77."""

@@ -7,6 +7,7 @@ internet is not made to wait.
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
 import os
 import threading
@@ -18,6 +19,8 @@ from pathlib import Path
 from clipserver.engines import Description, EngineUnavailableError
 
 _ANSWER_S = 0.5
+_CONFIG = "preprocessor_config.json"
+_CONFIG_BYTES = 65536
 _DEFAULT_SIDE = 224
 _FINGERPRINT_BYTES = 65536
 _FOLDERS = ("", "onnx")
@@ -47,7 +50,7 @@ def in_folder(folder: Path, *, int8: bool) -> Located:
     """Weights in a folder of one's own. EngineUnavailableError naming what is missing."""
     files = _files(folder, int8=int8)
     model = f"clip-{folder.resolve().name}@{_fingerprint(files)}"
-    return Located(_description(model, folder), lambda: files)
+    return Located(_describe(model, folder), lambda: files)
 
 
 def on_hub(model: str, *, int8: bool) -> Located:
@@ -58,29 +61,35 @@ def on_hub(model: str, *, int8: bool) -> Located:
     cached = _cached(name, revision)
     if cached is not None and _complete(cached, int8=int8):
         files = _files(cached, int8=int8)
-        return Located(_description(_versioned(name, cached.name, int8), cached), lambda: files)
-    commit = None if _offline() else _commit_on_hub(name, revision)
-    if commit is None:
+        return Located(_describe(_versioned(name, cached.name, int8), cached), lambda: files)
+    answer = None if _offline() else _ask_hub(name, revision)
+    if answer is None:
         raise EngineUnavailableError(
             f"no CLIP weights: {name} is not on this machine and the hub cannot be reached; where "
             f"there is internet run 'hf download {name} --revision {revision} --local-dir clip', "
             "then give that folder as --model-dir"
         )
-    description = Description("clip", _versioned(name, commit, int8), _DEFAULT_SIDE, None)
-    return Located(description, lambda: _fetch(name, commit, int8=int8))
+    commit, side = answer
+    description = Description("clip", _versioned(name, commit, int8), side, None)
+    return Located(description, lambda: _fetch(name, revision, commit, int8=int8))
 
 
 def _versioned(name: str, commit: str, int8: bool) -> str:
     return f"{name.rpartition('/')[2]}{'-int8' if int8 else ''}@{commit[:8]}"
 
 
-def _description(model: str, folder: Path) -> Description:
+def _side(config: bytes) -> int:
+    """Pixels a side by the model's own preprocessing, 224 where it says nothing."""
     try:
-        config = json.loads((folder / "preprocessor_config.json").read_bytes())
-        crop = config["crop_size"]
-        side = int(crop["height"] if isinstance(crop, dict) else crop)
-    except (OSError, ValueError, KeyError, TypeError):
-        side = _DEFAULT_SIDE
+        crop = json.loads(config)["crop_size"]
+        return int(crop["height"] if isinstance(crop, dict) else crop)
+    except (ValueError, KeyError, TypeError):
+        return _DEFAULT_SIDE
+
+
+def _describe(model: str, folder: Path) -> Description:
+    config = folder / _CONFIG
+    side = _side(config.read_bytes()) if config.is_file() else _DEFAULT_SIDE
     return Description("clip", model, side, None)
 
 
@@ -146,38 +155,45 @@ def _cached(name: str, revision: str) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _commit_on_hub(name: str, revision: str) -> str | None:
-    """The commit that a revision stands for, None where the hub does not say so in time.
+def _ask_hub(name: str, revision: str) -> tuple[str, int] | None:
+    """The commit that a revision stands for and the model's picture size, None where the hub does
+    not answer in time.
 
     Asked for in a thread, since looking up a name may take longer than any timeout says.
     """
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    url = f"{endpoint}/{name}/resolve/{revision}/tokenizer.json"
-    commits: list[str | None] = []
+    url = f"{endpoint}/{name}/resolve/{revision}/{_CONFIG}"
+    answers: list[tuple[str, int]] = []
 
     def ask() -> None:
-        request = urllib.request.Request(url, method="HEAD")  # noqa: S310  # the hub's own address
         try:
-            with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310
-                commits.append(answer.headers.get("X-Repo-Commit"))
-        except (OSError, ValueError):
-            commits.append(None)
+            with urllib.request.urlopen(url, timeout=_ANSWER_S) as answer:  # noqa: S310  # the hub
+                commit = answer.headers.get("X-Repo-Commit")
+                if commit:
+                    answers.append((commit, _side(answer.read(_CONFIG_BYTES))))
+        except (OSError, ValueError, http.client.HTTPException):
+            pass
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(_ANSWER_S)
-    return commits[0] if commits else None
+    return answers[0] if answers else None
 
 
-def _fetch(name: str, commit: str, *, int8: bool) -> Files:
+def _fetch(name: str, revision: str, commit: str, *, int8: bool) -> Files:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  # heavy, and rarely needed
 
     wanted = [*(f"onnx/{file}" for file in _names(int8=int8)), "*.json"]
     try:
-        folder = snapshot_download(name, revision=commit, allow_patterns=wanted)
+        # By the revision's own name, or the cache would not know later what that stands for.
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except OSError as error:
         raise EngineUnavailableError(
             f"the weights of {name} could not be fetched from the hub ({type(error).__name__}): "
             "run the same command again, it resumes"
         ) from error
-    return _files(Path(folder), int8=int8)
+    if folder.name != commit:
+        raise EngineUnavailableError(
+            f"{name} changed on the hub while it was being fetched: run the same command again"
+        )
+    return _files(folder, int8=int8)

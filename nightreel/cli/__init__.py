@@ -43,17 +43,17 @@ EXIT_CODES = "\b\nExit codes:\n" + "\n".join(
 class Commands(click.Group):
     """Loads a command's module when that command is used, and knows the others by their names."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+    def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
         module, _, name = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(importlib.import_module(f"nightreel.cli.{module}"), name)
         return with_exit_codes(command)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(SUMMARIES.items()))
 
@@ -139,5 +139,5 @@ def _code_of(error: Exception) -> ExitCode:
         loaded = sys.modules.get(module)
         if loaded is not None and isinstance(error, getattr(loaded, name)):
             return code
-    code = getattr(error, "code", None)
-    return code if isinstance(code, ExitCode) else ExitCode.UNEXPECTED
+    own = getattr(error, "code", None)
+    return own if isinstance(own, ExitCode) else ExitCode.UNEXPECTED

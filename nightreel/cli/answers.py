@@ -84,8 +84,8 @@ def write_summary(
 ) -> int:
     """Print the summary of a job's videos (None: of all); return INCOMPLETE if any of them is not
     all analysed."""
-    from storage.records import VideoState  # noqa: PLC0415
-    from storage.summaries import summaries  # noqa: PLC0415
+    from storage.records import VideoState
+    from storage.summaries import summaries
 
     rows = [
         _summary_row(one)
@@ -127,7 +127,7 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
 
     VIDEO is a path, a file name or an id; without it the scenes of all videos are shown.
     """
-    from storage.scenes import scenes as stored  # noqa: PLC0415
+    from storage.scenes import scenes as stored
 
     engine, job = _job(database_url, job_id)
     rows = [
@@ -159,8 +159,8 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
 
     Analysed and gaps add up to the duration of every video. Ends with 3 if anything is missing.
     """
-    from storage.coverage import coverage as stored  # noqa: PLC0415
-    from storage.records import VideoState  # noqa: PLC0415
+    from storage.coverage import coverage as stored
+    from storage.records import VideoState
 
     engine, job = _job(database_url, job_id)
     of_video = {one.video_id: one for one in stored(engine, job.id)}
@@ -193,7 +193,7 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
 
 
 def _job(database_url: str, job_id: int | None) -> tuple[Engine, Job]:
-    from storage import database, ledger  # noqa: PLC0415
+    from storage import database, ledger
 
     engine = database.connect(database_url)
     database.check(engine)
@@ -203,14 +203,14 @@ def _job(database_url: str, job_id: int | None) -> tuple[Engine, Job]:
 
 def _only(engine: Engine, job: Job, video: str | None) -> list[int] | None:
     """The videos that a person's word means; None means all."""
-    from storage.summaries import find_videos  # noqa: PLC0415
+    from storage.summaries import find_videos
 
     return None if video is None else find_videos(engine, job.id, video)
 
 
 def _videos(engine: Engine, job: Job, video: str | None) -> list[tuple[str, int]]:
     """Path and id of each video meant, in order of path."""
-    from storage.summaries import summaries  # noqa: PLC0415
+    from storage.summaries import summaries
 
     only = _only(engine, job, video)
     return [

@@ -17,7 +17,7 @@ def database() -> None:
 @database_option
 def upgrade(database_url: str) -> None:
     """Bring the schema to this release, creating it where there is none."""
-    from storage import database as stored  # noqa: PLC0415
+    from storage import database as stored
 
     applied = stored.upgrade(stored.connect(database_url))
     for revision in applied:

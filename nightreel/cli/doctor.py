@@ -20,7 +20,7 @@ def doctor(database_url: str, api_url: str | None, paths: tuple[str, ...]) -> in
     Nothing is changed and no call that costs is made. Ends with the code of the first layer that
     fails: 10 queue, 11 database, 12 API, 3 the rest.
     """
-    from nightreel import doctor as layers  # noqa: PLC0415
+    from nightreel import doctor as layers
 
     first: ExitCode | None = None
     broker_url = os.environ.get("NIGHTREEL_BROKER_URL")

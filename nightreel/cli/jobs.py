@@ -35,8 +35,8 @@ STATUS = (
 @format_option
 def status(job_id: int | None, database_url: str, form: str) -> int:
     """Show how jobs stand: one row a job, newest first, or the one job asked for."""
-    from storage import database, ledger  # noqa: PLC0415
-    from storage.records import VideoState  # noqa: PLC0415
+    from storage import database, ledger
+    from storage.records import VideoState
 
     engine = database.connect(database_url)
     database.check(engine)

@@ -28,7 +28,9 @@ class Duration(click.ParamType[Fraction]):
 
     name = "duration"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
         if isinstance(value, Fraction):
             return value
         found = DURATION.fullmatch(str(value).strip())
@@ -42,7 +44,9 @@ class Rate(click.ParamType[Fraction]):
 
     name = "rate"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Fraction:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
         if isinstance(value, Fraction):
             return value
         rate = _exact(str(value).strip())

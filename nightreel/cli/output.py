@@ -58,10 +58,10 @@ def _flat(value: Any) -> Any:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str]) -> None:
-    from rich import box  # noqa: PLC0415 - `--help` must not wait for it
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
     # Into a file or a pipe nothing is folded or cut, whatever the terminal's width.
     console = Console() if sys.stdout.isatty() else Console(width=10_000)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,15 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from nightreel.cli.options import Duration, Rate, database_option, format_option
-from storage.exits import ExitCode
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from nightreel.local import LocalFarm
     from storage.records import Fit, JobSpec, LabelSet, Sampling
-
-POLL_S = 0.25
 
 
 @click.command(
@@ -94,7 +85,7 @@ The same command resumes what was interrupted and adds new and changed files onl
     "--recursive/--no-recursive", default=True, show_default=True, help="Look below folders."
 )
 @format_option
-def run(
+def run(  # noqa: PLR0917 - one parameter an option
     paths: tuple[str, ...],
     label_texts: tuple[str, ...],
     labels_file: Path | None,
@@ -118,12 +109,13 @@ def run(
     standard input). Broker, API, workers and scheduler are started for the run and ended with it.
     Prints one row a video: duration, analysed, scenes, top labels with their share of time.
     """
-    from nightreel.cli.answers import write_summary  # noqa: PLC0415 - `--help` must be quick
-    from nightreel.cli.output import say  # noqa: PLC0415
-    from scheduler.archive import find  # noqa: PLC0415
-    from scheduler.submit import job_spec  # noqa: PLC0415
-    from storage import database, ledger  # noqa: PLC0415
-    from storage.records import Fit  # noqa: PLC0415
+    from nightreel.cli.answers import write_summary
+    from nightreel.cli.output import say
+    from nightreel.running import Run
+    from scheduler.archive import find
+    from scheduler.submit import job_spec
+    from storage import database, ledger
+    from storage.records import Fit
 
     sampling = _sampling(fps, every, keyframes, all_frames, exact)
     if label_texts and labels_file is not None:
@@ -154,17 +146,15 @@ def run(
     say(_opening(job.id, job.created, len(files), spec))
     if served.notice:
         say(f"NOTE: {served.notice}")
-    one_run = _Run(
-        results,
-        job.id,
-        spec,
-        farm_settings={
-            "database_url": database_url,
-            "workers": workers or os.cpu_count() or 1,
-            "engine": served.engine,
-            "api_url": api_url,
-            "broker_url": os.environ.get("NIGHTREEL_BROKER_URL"),
-        },
+    one_run = Run(
+        engine=results,
+        job_id=job.id,
+        sampling=sampling,
+        database_url=database_url,
+        workers=workers or os.cpu_count() or 1,
+        api_engine=served.engine,
+        api_url=api_url,
+        broker_url=os.environ.get("NIGHTREEL_BROKER_URL"),
     )
     one_run.carry_out(files)
     return write_summary(results, job, form, one_run.video_ids)
@@ -182,12 +172,12 @@ class _Served:
 
 def _served(api_url: str | None, engine: str) -> _Served:
     if api_url is None:
-        from nightreel.local import describe_engine  # noqa: PLC0415
+        from nightreel.local import describe_engine
 
         at_home = describe_engine(engine)
         return _Served(at_home.engine, at_home.model, at_home.input_size, at_home.notice)
-    from workers.api import ApiClient  # noqa: PLC0415
-    from workers.settings import WorkerSettings  # noqa: PLC0415
+    from workers.api import ApiClient
+    from workers.settings import WorkerSettings
 
     identity = ApiClient(WorkerSettings(api_url=api_url)).identity()
     return _Served("api", identity.model, identity.input_size, identity.notice)
@@ -196,7 +186,7 @@ def _served(api_url: str | None, engine: str) -> _Served:
 def _sampling(
     fps: Fraction | None, every: Fraction | None, keyframes: bool, all_frames: bool, exact: bool
 ) -> Sampling:
-    from storage.records import Sampling, SamplingMode  # noqa: PLC0415
+    from storage.records import Sampling, SamplingMode
 
     asked = [
         name
@@ -221,7 +211,7 @@ def _sampling(
 
 
 def _labels(texts: Sequence[str], file: Path | None, size: int, fit: Fit) -> LabelSet:
-    from scheduler import labels  # noqa: PLC0415
+    from scheduler import labels
 
     if file is not None:
         return labels.read_labels(file, labels.picture_loader(size, fit))
@@ -251,133 +241,3 @@ def _opening(job_id: int, created: bool, files: int, spec: JobSpec) -> str:
         f"job {job_id} ({verb}): {files} file{'s' * (files != 1)}, labels {spec.labels.name} "
         f"({len(spec.labels.labels)}), sampling {spec.sampling}, model {spec.model}"
     )
-
-
-@dataclass(slots=True)
-class _Run:
-    """One run of a job: planning in a thread, the farm when there is work, progress meanwhile."""
-
-    engine: Engine
-    job_id: int
-    spec: JobSpec
-    farm_settings: dict[str, object]
-    video_ids: set[int] = field(default_factory=set)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _fault: BaseException | None = None
-
-    def carry_out(self, files: Sequence[object]) -> None:
-        """Bring the job to its end, or raise what stopped it; either way it can be resumed."""
-        from nightreel.progress import ProgressDisplay  # noqa: PLC0415
-        from storage import ledger  # noqa: PLC0415
-
-        ledger.resume_job(self.engine, self.job_id)
-        ledger.recover(self.engine, self.job_id)
-        # What failed by a passing fault (a disk away, a file locked) is worth another night.
-        ledger.retry_job(self.engine, self.job_id)
-        planning = threading.Thread(target=self._plan, args=(files,), name="planning")
-        with _terminated_as_interrupted(), ProgressDisplay() as display:
-            try:
-                planning.start()
-                with ExitStack() as stack:
-                    self._watch(display, planning, stack)
-            finally:
-                self._stop.set()
-                planning.join()
-                ledger.recover(self.engine, self.job_id)
-        if self._fault is not None:
-            raise self._fault
-
-    def _plan(self, files: Sequence[object]) -> None:
-        from scheduler.settings import SchedulerSettings  # noqa: PLC0415
-        from scheduler.submit import submit  # noqa: PLC0415
-        from storage import ledger  # noqa: PLC0415
-
-        try:
-            submitted = submit(
-                self.engine,
-                self.job_id,
-                self.spec.sampling,
-                files,
-                task_seconds=SchedulerSettings().task_seconds,
-                processes=max(1, (os.cpu_count() or 1) // 2),
-            )
-            try:
-                for one in submitted:
-                    self.video_ids.add(one.video_id)
-                    if self._stop.is_set():
-                        return
-            finally:
-                submitted.close()
-            ledger.finish_planning(self.engine, self.job_id)
-        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
-            self._fault = error
-
-    def _watch(
-        self, display: ProgressDisplay, planning: threading.Thread, stack: ExitStack
-    ) -> None:
-        from nightreel.progress import Snapshot  # noqa: PLC0415
-        from storage import ledger  # noqa: PLC0415
-
-        farm: LocalFarm | None = None
-        while True:
-            planned = not planning.is_alive()
-            if self._fault is not None:
-                return
-            status = ledger.status(self.engine, self.job_id)
-            if status.held is not None:
-                raise JobHeld(f"{status.held}; the same command resumes")
-            if farm is None and status.open_tasks:
-                farm = stack.enter_context(self._farm())
-            if farm is not None:
-                for name in farm.check():
-                    display.say(f"the {name} process ended and was started again")
-            elif planned:
-                ledger.close_finished(self.engine, self.job_id)
-                status = ledger.status(self.engine, self.job_id)
-            display.show(
-                Snapshot(
-                    status.closed_videos,
-                    status.videos,
-                    status.closed_tasks,
-                    status.tasks,
-                    status.samples,
-                    status.covered_us,
-                    status.duration_us,
-                    not planned,
-                )
-            )
-            if planned and status.finished:
-                return
-            self._stop.wait(POLL_S)
-
-    def _farm(self) -> LocalFarm:
-        from nightreel.local import LocalFarm  # noqa: PLC0415
-
-        if self.farm_settings["broker_url"] is not None:
-            from scheduler.feeder import check_broker  # noqa: PLC0415
-            from workers.app import make_app  # noqa: PLC0415
-
-            check_broker(make_app())
-        return LocalFarm(job_id=self.job_id, **self.farm_settings)  # type: ignore[arg-type]
-
-
-class JobHeld(Exception):
-    """The job is held because the API refuses key, credits or model."""
-
-    code = ExitCode.API
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM and a closed terminal end a run as Ctrl-C does: children stopped, job resumable."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -129,7 +129,8 @@ class _Reader:
                 self._retry([wanted[i] for i in lost], found, beat)
             found.give_up(lost)
             for i, sample in found.ready():
-                yield self._placed(sample, i, slots[i])
+                kind = GapKind.DAMAGED if wanted[i] in decoder.fed else GapKind.READ_ERROR
+                yield self._placed(sample, i, slots[i], kind)
         if not decoder.fed:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
@@ -159,7 +160,7 @@ class _Reader:
         rendered: _Rendered | None,
         position: int,
         slot: tuple[int, int],
-        kind: GapKind = GapKind.DAMAGED,
+        kind: GapKind,
     ) -> DecodedSample | Gap:
         if rendered is None or rendered.pts is None:
             return Gap(*slot, kind, _DETAILS[kind])

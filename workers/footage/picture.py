@@ -134,14 +134,15 @@ def _fitted(picture: Picture, size: int) -> Picture:
 def _deinterlaced(frame: VideoFrame) -> VideoFrame:
     """One field of the frame, the lines of the other interpolated from it.
 
-    The graph sees this frame alone, so the result does not depend on where decoding began.
+    The graph sees this frame alone, so the result does not depend on where decoding began. (bwdif
+    on a lone frame takes it for a still picture and leaves its combs.)
     """
     graph = Graph()
     graph.threads = 1
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
     )
-    graph.link_nodes(source, graph.add("bwdif", "mode=send_frame"), graph.add("buffersink"))
+    graph.link_nodes(source, graph.add("yadif", "mode=send_frame"), graph.add("buffersink"))
     try:
         graph.configure()
         graph.vpush(frame)

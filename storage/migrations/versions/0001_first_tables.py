@@ -192,11 +192,6 @@ def upgrade() -> None:
         sa.Column("t_us", sa.BigInteger(), nullable=False),
         sa.Column("start_us", sa.BigInteger(), nullable=False),
         sa.Column("end_us", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["job_id", "video_id"],
-            ["job_videos.job_id", "job_videos.video_id"],
-            name="fk_samples_job_id",
-        ),
         sa.PrimaryKeyConstraint("job_id", "video_id", "bucket", name="pk_samples"),
         sqlite_with_rowid=False,
     )
@@ -285,9 +280,9 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("detail", sa.Text(), nullable=False),
         sa.Column("task_id", _ID, nullable=False),
-        sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="fk_gaps_task_id"),
         sa.PrimaryKeyConstraint("job_id", "video_id", "start_us", name="pk_gaps"),
     )
+    op.create_index("ix_gaps_task_id", "gaps", ["task_id"], unique=False)
     op.create_table(
         "predictions",
         sa.Column("job_id", _ID, nullable=False),
@@ -297,11 +292,6 @@ def upgrade() -> None:
         sa.Column("label", sa.Integer(), nullable=False),
         sa.Column("similarity", sa.Double(), nullable=False),
         sa.Column("confidence", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["job_id", "video_id", "bucket"],
-            ["samples.job_id", "samples.video_id", "samples.bucket"],
-            name="fk_predictions_job_id",
-        ),
         sa.PrimaryKeyConstraint("job_id", "video_id", "bucket", "rank", name="pk_predictions"),
         sqlite_with_rowid=False,
     )
@@ -314,8 +304,6 @@ def upgrade() -> None:
         sa.Column("bytes_sent", sa.BigInteger(), nullable=False),
         sa.Column("api_seconds", sa.Double(), nullable=False),
         sa.Column("decode_seconds", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_usage_job_id"),
-        sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="fk_usage_task_id"),
         sa.PrimaryKeyConstraint("job_id", "task_id", name="pk_usage"),
     )
 

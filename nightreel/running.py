@@ -1,0 +1,153 @@
+"""One run of a job on this machine: plan it, start the farm when there is work, watch it end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from nightreel.local import LocalFarm
+from nightreel.progress import ProgressDisplay, Snapshot
+from scheduler.archive import Unreadable
+from scheduler.feeder import check_broker
+from scheduler.settings import SchedulerSettings
+from scheduler.submit import submit
+from storage import ledger
+from storage.exits import ExitCode
+from storage.records import ArchiveFile, Sampling
+from workers.app import make_app
+
+POLL_S = 0.25
+
+
+class JobHeld(Exception):
+    """The job is held because the API refuses key, credits or model."""
+
+    code = ExitCode.API
+
+
+@dataclass(slots=True)
+class Run:
+    """Planning goes on in a thread: early videos are worked on while late ones are probed."""
+
+    engine: Engine
+    job_id: int
+    sampling: Sampling
+    database_url: str
+    workers: int
+    api_engine: str
+    """Engine of the API at home, where `api_url` is None."""
+    api_url: str | None
+    broker_url: str | None
+    """None starts the embedded queue."""
+    video_ids: set[int] = field(default_factory=set)
+    """Videos of the files that this run was given."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _fault: BaseException | None = None
+
+    def carry_out(self, files: Iterable[ArchiveFile | Unreadable]) -> None:
+        """Bring the job to its end, or raise what stopped it; either way it can be resumed.
+
+        Raises JobHeld, LocalError, QueueUnavailable, DatabaseUnavailable, KeyboardInterrupt.
+        """
+        ledger.resume_job(self.engine, self.job_id)
+        ledger.recover(self.engine, self.job_id)
+        # What failed by a passing fault (a disk away, a file locked) is worth another night.
+        ledger.retry_job(self.engine, self.job_id)
+        planning = threading.Thread(target=self._plan, args=(files,), name="planning")
+        with _terminated_as_interrupted(), ProgressDisplay() as display:
+            try:
+                planning.start()
+                with ExitStack() as stack:
+                    self._watch(display, planning, stack)
+            finally:
+                self._stop.set()
+                planning.join()
+                # The workers are gone: what they held is free at once, not after its lease.
+                ledger.recover(self.engine, self.job_id)
+        if self._fault is not None:
+            raise self._fault
+
+    def _plan(self, files: Iterable[ArchiveFile | Unreadable]) -> None:
+        try:
+            submitted = submit(
+                self.engine,
+                self.job_id,
+                self.sampling,
+                files,
+                task_seconds=SchedulerSettings().task_seconds,
+                processes=max(1, (os.cpu_count() or 1) // 2),
+                stop=self._stop,
+            )
+            self.video_ids.update(one.video_id for one in submitted)
+            if not self._stop.is_set():
+                ledger.finish_planning(self.engine, self.job_id)
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._fault = error
+
+    def _watch(
+        self, display: ProgressDisplay, planning: threading.Thread, stack: ExitStack
+    ) -> None:
+        farm: LocalFarm | None = None
+        while self._fault is None:
+            planned = not planning.is_alive()
+            status = ledger.status(self.engine, self.job_id)
+            if status.held is not None:
+                raise JobHeld(f"{status.held}; the same command resumes")
+            if farm is None and status.open_tasks:
+                farm = stack.enter_context(self._farm())
+            if farm is not None:
+                for name in farm.check():
+                    display.say(f"the {name} process ended and was started again")
+            elif planned:
+                # Nothing to do for workers: what is left is closed here.
+                ledger.close_finished(self.engine, self.job_id)
+                status = ledger.status(self.engine, self.job_id)
+            display.show(
+                Snapshot(
+                    status.closed_videos,
+                    status.videos,
+                    status.closed_tasks,
+                    status.tasks,
+                    status.samples,
+                    status.covered_us,
+                    status.duration_us,
+                    not planned,
+                )
+            )
+            if planned and status.finished:
+                return
+            self._stop.wait(POLL_S)
+
+    def _farm(self) -> LocalFarm:
+        if self.broker_url is not None:
+            check_broker(make_app())
+        return LocalFarm(
+            database_url=self.database_url,
+            job_id=self.job_id,
+            workers=self.workers,
+            engine=self.api_engine,
+            api_url=self.api_url,
+            broker_url=self.broker_url,
+        )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a run as Ctrl-C does: children stopped, job resumable."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,269 @@
+"""Damage, loss and stalls while decoding: what can be had is had, the rest is a gap."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from footage_files import Picture, damaged, encode, frames, replaced, scenery, x264
+
+from scheduler.plan import plan
+from storage.records import Fit, FrameRange, Gap, GapKind, Sampling, SamplingMode
+from workers.footage.decode import DecodedSample, FootageError, read_range
+from workers.footage.picture import Renderer
+from workers.footage.probe import probe
+from workers.footage.watchdog import watched
+
+SIZE = 32
+FIRST = Sampling(SamplingMode.FIRST, Fraction(2))
+
+
+def read(path: Path, sampling: Sampling, task_us: int = 1_000_000) -> list[DecodedSample | Gap]:
+    """All results of a file's tasks, which must tile it, run from the last to the first."""
+    info, index = probe(os.fspath(path))
+    results: list[DecodedSample | Gap] = []
+    for task in reversed(plan(info, index, sampling, task_us)):
+        results[:0] = read_range(os.fspath(path), info, task, sampling, size=SIZE, fit=Fit.SQUASH)
+    edges = [0, *(result.end_us for result in results)]
+    assert [result.start_us for result in results] == edges[:-1]
+    assert edges[-1] == info.duration_us
+    return results
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
+@pytest.mark.parametrize("spoiled", [range(1), range(3), range(210, 211), range(215, 240)])
+def test_damage_stays_in_its_group(container: str, spoiled: range, tmp_path: Path) -> None:
+    """Noise for packets in the first or last group of pictures changes nothing outside of it."""
+    whole = encode(tmp_path / f"whole.{container}", frames(240), options=x264(bframes=0))
+    path = encode(
+        tmp_path / f"damaged.{container}",
+        frames(240),
+        options=x264(bframes=0),
+        change=lambda number, packet: damaged(packet) if number in spoiled else packet,
+    )
+    group = spoiled.start // 30
+    for sampling in (FIRST, Sampling(SamplingMode.EVERY_FRAME, None)):
+        unhurt = {
+            sample.t_us: sample.picture.tobytes()
+            for sample in read(whole, sampling)
+            if isinstance(sample, DecodedSample)
+        }
+        for result in read(path, sampling):
+            if result.start_us // 1_000_000 != group:
+                assert isinstance(result, DecodedSample), result
+                assert result.picture.tobytes() == unhurt[result.t_us]
+
+
+def test_a_dropped_packet_is_no_endless_search(tmp_path: Path) -> None:
+    """A file whose wanted packet is gone after probing: a gap for it, samples for the rest."""
+    whole = encode(tmp_path / "whole.mkv", frames(240), options=x264(bframes=0))
+    holed = encode(
+        tmp_path / "holed.mkv",
+        frames(240),
+        options=x264(bframes=0),
+        change=lambda number, packet: None if number == 119 else packet,
+    )
+    info, index = probe(os.fspath(whole))
+    every = Sampling(SamplingMode.EVERY_FRAME, None)
+    (task,) = plan(info, index, every)
+    results = list(read_range(os.fspath(holed), info, task, every, size=SIZE, fit=Fit.SQUASH))
+    gaps = [result for result in results if isinstance(result, Gap)]
+    assert [(gap.kind, gap.start_us, gap.end_us) for gap in gaps] == [
+        (GapKind.READ_ERROR, 3_967_000, 4_000_000)
+    ]
+    assert len(results) == 240
+
+
+def test_another_frame_of_the_bucket_stands_in(tmp_path: Path) -> None:
+    """Where the wanted frame is lost but its bucket has others, one of them is the sample."""
+    path = encode(
+        tmp_path / "holed.mp4",
+        frames(120),
+        codec="mjpeg",
+        pixel_format="yuvj420p",
+        change=lambda number, packet: (
+            replaced(packet, b"\0" * packet.size) if number in (30, 31) else packet
+        ),
+    )
+    results = read(path, Sampling(SamplingMode.FIRST, Fraction(1)))
+    samples = [result for result in results if isinstance(result, DecodedSample)]
+    assert len(samples) == len(results) == 4
+    assert samples[1].bucket == 1
+    assert samples[1].start_us == 1_000_000
+    assert 1_060_000 < samples[1].t_us < 2_000_000
+
+
+def test_gaps_that_touch_are_one(tmp_path: Path) -> None:
+    """A second of lost pictures is one gap, not one a frame."""
+    path = encode(
+        tmp_path / "holed.mp4",
+        frames(120),
+        codec="mjpeg",
+        pixel_format="yuvj420p",
+        change=lambda number, packet: (
+            replaced(packet, b"\0" * packet.size) if number in range(30, 60) else packet
+        ),
+    )
+    results = read(path, Sampling(SamplingMode.EVERY_FRAME, None), 60_000_000)
+    gaps = [result for result in results if isinstance(result, Gap)]
+    assert [(gap.start_us, gap.end_us, gap.kind) for gap in gaps] == [
+        (1_000_000, 2_000_000, GapKind.DAMAGED)
+    ]
+
+
+def pictures_from(path: Path, seek_us: int) -> dict[int, bytes]:
+    """What a decoder gives that starts at the keyframe before a time and knows nothing else."""
+    renderer = Renderer(160, Fit.SQUASH, rotation=0, pixel_aspect=Fraction(1))
+    with av.open(str(path)) as container:
+        if seek_us:
+            container.seek(seek_us)
+        return {
+            frame.pts: renderer.picture(frame).tobytes()
+            for frame in container.decode(video=0)
+            if frame.pts is not None
+        }
+
+
+def test_headers_that_stand_in_the_first_packet_alone_are_known(tmp_path: Path) -> None:
+    """Streams of old x264 versions decode differently from new ones, and only the file's first
+    packet tells the version: tasks in the middle give the pictures of the one pass."""
+
+    def age(_number: int, packet: av.Packet) -> av.Packet:
+        data = bytes(packet)
+        at = data.find(b"x264 - core ")
+        return packet if at < 0 else replaced(packet, data[: at + 12] + b"033" + data[at + 15 :])
+
+    path = encode(
+        tmp_path / "old.mp4",
+        [grainy(number) for number in range(120)],
+        options=x264(bframes=7, extra="b-pyramid=normal:direct=spatial:ref=4"),
+        change=age,
+    )
+    plain, unprimed = pictures_from(path, 0), pictures_from(path, 2_000_000)
+    assert any(plain[pts] != picture for pts, picture in unprimed.items()), "the trap must be there"
+    info, index = probe(os.fspath(path))
+    every = Sampling(SamplingMode.EVERY_FRAME, None)
+    tasks = plan(info, index, every, 1_000_000)
+    assert len(tasks) == 4
+    for task in tasks:
+        for sample in read_range(os.fspath(path), info, task, every, size=160, fit=Fit.SQUASH):
+            assert isinstance(sample, DecodedSample)
+            assert sample.pts is not None
+            assert sample.picture.tobytes() == plain[sample.pts]
+
+
+def grainy(number: int) -> Picture:
+    """A still scene with film grain and one thing that moves."""
+    grain = np.random.default_rng(number).integers(-6, 7, (96, 160, 3))
+    picture = (scenery(3).astype(int) + grain).clip(0, 255).astype(np.uint8)
+    left = number * 2 % 120
+    picture[20:50, left : left + 30] = (255 - number * 9 % 100, 40, 90)
+    return picture
+
+
+def planned(path: Path) -> Iterator[DecodedSample | Gap]:
+    info, index = probe(os.fspath(path))
+    (task,) = plan(info, index, FIRST)
+    return read_range(os.fspath(path), info, task, FIRST, size=SIZE, fit=Fit.SQUASH)
+
+
+def changed_to_other_codec(path: Path) -> None:
+    encode(path, frames(30), codec="mpeg4")
+
+
+def changed_to_other_times(path: Path) -> None:
+    encode(path, frames(30), options=x264(), pts=lambda number: number * 7 + 90_000, rate=31)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Path.unlink,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"no video any more"),
+        changed_to_other_codec,
+        changed_to_other_times,
+    ],
+)
+def test_a_file_that_vanished_or_changed_is_an_error_of_one_line(
+    change: Callable[[Path], object], tmp_path: Path
+) -> None:
+    """Between plan and work a file was removed, emptied or replaced: FootageError, no crash."""
+    path = encode(tmp_path / "video.mkv", frames(60), options=x264())
+    results = planned(path)
+    change(path)
+    with pytest.raises(FootageError) as caught:
+        list(results)
+    assert str(caught.value).isprintable()
+
+
+def open_files() -> list[str]:
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            found.append(os.fspath(descriptor.readlink()))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_closing_gives_the_file_back_at_once(tmp_path: Path) -> None:
+    """After `close`, and after the end, neither file nor thread is left."""
+    path = encode(tmp_path / "video.mp4", frames(600), options=x264())
+    results = planned(path)
+    next(iter(results))
+    assert os.fspath(path) in open_files()
+    results.close()  # type: ignore[attr-defined]
+    assert os.fspath(path) not in open_files()
+    assert len(list(planned(path))) == 40
+    assert os.fspath(path) not in open_files()
+    assert not [thread for thread in threading.enumerate() if thread.name == "footage"]
+
+
+def test_a_range_without_progress_ends_with_a_gap() -> None:
+    """A reader that hangs after its first result leaves a `stalled` gap for the rest."""
+    release = threading.Event()
+
+    def hanging(beat: Callable[[], None]) -> Iterator[Gap]:
+        beat()
+        yield Gap(0, 10, GapKind.DAMAGED)
+        release.wait()
+
+    try:
+        results = list(watched(hanging, 0, 100, 0.2))
+    finally:
+        release.set()
+    assert results[0] == Gap(0, 10, GapKind.DAMAGED)
+    stalled = results[1]
+    assert (stalled.start_us, stalled.end_us, stalled.kind) == (10, 100, GapKind.STALLED)
+    assert len(results) == 2
+
+
+def test_slow_progress_is_no_stall() -> None:
+    """A reader that gives no result for long but steps on is waited for."""
+    steps = threading.Event()
+
+    def slow(beat: Callable[[], None]) -> Iterator[Gap]:
+        for _ in range(20):
+            beat()
+            steps.wait(0.05)
+        yield Gap(0, 100, GapKind.DAMAGED)
+
+    assert list(watched(slow, 0, 100, 0.3)) == [Gap(0, 100, GapKind.DAMAGED)]
+
+
+def test_a_range_without_a_sample_is_a_gap(tmp_path: Path) -> None:
+    """A planned range that wants nothing still answers for its time."""
+    path = encode(tmp_path / "video.mp4", frames(30), options=x264())
+    info, _index = probe(os.fspath(path))
+    nothing = FrameRange(0, 0, 0, info.duration_us, None, (), ())
+    (gap,) = read_range(os.fspath(path), info, nothing, FIRST, size=SIZE, fit=Fit.SQUASH)
+    assert isinstance(gap, Gap)
+    assert (gap.start_us, gap.end_us) == (0, 1_000_000)

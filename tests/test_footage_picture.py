@@ -1,0 +1,249 @@
+"""Pictures: upright, square, in the right colours, and example pictures from hostile bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
+from footage_files import Picture, encode, frames, patch, x264
+from PIL import Image
+
+from scheduler.plan import plan
+from storage.records import Fit, Sampling, VideoInfo
+from workers.footage.decode import DecodedSample, read_range
+from workers.footage.picture import encode_jpeg, load_picture, tone_mapped
+from workers.footage.probe import probe
+
+SIZE = 48
+
+
+def first_picture(path: Path, fit: Fit = Fit.SQUASH) -> tuple[VideoInfo, Picture]:
+    info, index = probe(os.fspath(path))
+    task = plan(info, index, Sampling())[0]
+    for sample in read_range(os.fspath(path), info, task, Sampling(), size=SIZE, fit=fit):
+        assert isinstance(sample, DecodedSample)
+        return info, sample.picture
+    raise AssertionError("no sample")
+
+
+def marked_corner() -> Picture:
+    """Grey, with red in the upper left quarter."""
+    picture = patch((90, 90, 90), 160, 96)
+    picture[:48, :80] = (230, 20, 20)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("clockwise", "corner"), [(0, (0, 0)), (90, (0, 1)), (180, (1, 1)), (270, (1, 0))]
+)
+def test_rotation_metadata_turns_the_picture_upright(
+    clockwise: int, corner: tuple[int, int], tmp_path: Path
+) -> None:
+    """The marked corner lands where a player shows it, and the size is that of the upright."""
+    path = encode(
+        tmp_path / "turned.mp4",
+        [marked_corner()] * 3,
+        options=x264(),
+        configure=lambda stream: stream.set_display_rotation(-clockwise) if clockwise else None,
+    )
+    info, picture = first_picture(path)
+    assert info.rotation == clockwise
+    assert (info.width, info.height) == ((96, 160) if clockwise in (90, 270) else (160, 96))
+    quarters = picture.reshape(2, SIZE // 2, 2, SIZE // 2, 3).mean(axis=(1, 3))
+    redness = quarters[..., 0] - quarters[..., 1]
+    assert np.unravel_index(redness.argmax(), (2, 2)) == corner
+    assert redness.max() > 150
+
+
+@pytest.mark.parametrize("fit", Fit)
+def test_pixels_that_are_not_square_are_stretched(fit: Fit, tmp_path: Path) -> None:
+    """A 96x96 picture of pixels 2 by 1 is shown 192 wide: each fit treats it as that shape."""
+    picture = patch((40, 40, 40), 96, 96)
+    picture[:, 24:72] = (220, 220, 220)
+    path = encode(tmp_path / "wide.mp4", [picture] * 2, options=x264(extra="sar=2/1"))
+    info, shown = first_picture(path, fit)
+    assert (info.width, info.height) == (192, 96)
+    middle = shown[SIZE // 2, :, 0]
+    bright = {Fit.CROP: SIZE, Fit.PAD: SIZE // 2, Fit.SQUASH: SIZE // 2}[fit]
+    assert abs(int((middle > 130).sum()) - bright) <= 2
+    bars = int((shown[:, SIZE // 2, 0] < 10).sum())
+    assert bars == (SIZE // 2 if fit is Fit.PAD else 0)
+
+
+@pytest.mark.parametrize("colour", [(200, 30, 40), (20, 160, 60), (30, 60, 190), (128, 128, 128)])
+@pytest.mark.parametrize(
+    ("matrix", "colorspace"), [("bt709", Colorspace.ITU709), ("smpte170m", Colorspace.ITU601)]
+)
+@pytest.mark.parametrize("full_range", [False, True])
+def test_colours_are_right_within_three_levels(
+    colour: tuple[int, int, int],
+    matrix: str,
+    colorspace: Colorspace,
+    full_range: bool,
+    tmp_path: Path,
+) -> None:
+    """BT.601 and BT.709, limited and full range, come back as the colour that went in."""
+    extra = f"colormatrix={matrix}:fullrange={'on' if full_range else 'off'}:qp=4"
+
+    def convert(picture: Picture) -> VideoFrame:
+        frame = VideoFrame.from_ndarray(picture, format="rgb24").reformat(
+            format="yuv444p",
+            dst_colorspace=colorspace,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.JPEG if full_range else ColorRange.MPEG,
+        )
+        frame.color_range = ColorRange.JPEG if full_range else ColorRange.MPEG
+        return frame
+
+    path = encode(
+        tmp_path / "patch.mp4",
+        [patch(colour)] * 2,
+        pixel_format="yuv444p",
+        options=x264(extra=extra),
+        convert=convert,
+    )
+    _info, picture = first_picture(path)
+    assert np.abs(picture.astype(int) - colour).max() <= 3
+
+
+def test_untagged_small_video_is_bt601(tmp_path: Path) -> None:
+    """Without a colour matrix a picture below 720 lines is taken for BT.601, as players do."""
+    path = encode(tmp_path / "plain.mp4", [patch((200, 30, 40))] * 2, options=x264())
+    _info, picture = first_picture(path)
+    assert np.abs(picture.astype(int) - (200, 30, 40)).max() <= 4
+
+
+def ten_bit_grey(luma: int) -> Picture:
+    return np.full((96, 160, 3), luma // 4, np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "name", "signal", "level"),
+    [
+        ("smpte2084", "smpte2084", 0.5807, 226),  # 203 nits, diffuse white
+        ("smpte2084", "smpte2084", 0.7518, 255),  # 1000 nits
+        ("smpte2084", "smpte2084", 0.0, 0),
+        ("arib-std-b67", "arib-std-b67", 0.75, 226),  # HLG's diffuse white
+        ("bt709", "bt709", 0.5, 128),
+    ],
+)
+def test_high_dynamic_range_is_tone_mapped(
+    transfer: str, name: str, signal: float, level: int, tmp_path: Path
+) -> None:
+    """A 10-bit PQ or HLG grey becomes the sRGB grey of the documented curve; BT.709 stays."""
+    luma = round(64 + 876 * signal)
+
+    def convert(_picture: Picture) -> VideoFrame:
+        planes = np.full((96 * 3 // 2, 160), 512, np.uint16)
+        planes[:96] = luma
+        return VideoFrame.from_ndarray(planes, format="yuv420p10le")
+
+    colours = f"colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
+    path = encode(
+        tmp_path / "high.mp4",
+        [patch((0, 0, 0))] * 2,
+        codec="libx265",
+        pixel_format="yuv420p10le",
+        options={
+            "preset": "ultrafast",
+            "crf": "4",
+            "x265-params": f"{colours}:log-level=none:pools=1:frame-threads=1",
+        },
+        convert=convert,
+    )
+    info, picture = first_picture(path)
+    assert (info.bit_depth, info.transfer) == (10, name)
+    assert np.abs(picture.astype(int) - level).max() <= 4
+
+
+def test_tone_mapping_keeps_the_order_of_brightness() -> None:
+    """More signal is never darker, and all levels stay in range."""
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)
+    picture = np.repeat(ramp[None, :, None], 3, axis=2)
+    for transfer in (16, 18):
+        mapped = tone_mapped(picture, transfer)[0, :, 0].astype(int)
+        assert (np.diff(mapped) >= 0).all()
+        assert (mapped[0], mapped[-1]) == (0, 255)
+
+
+def test_interlaced_frames_are_deinterlaced(tmp_path: Path) -> None:
+    """Two fields of different moments are not mixed: one of them is shown."""
+    combed = patch((16, 16, 16))
+    combed[::2] = (235, 235, 235)
+
+    def configure(stream: av.VideoStream) -> None:
+        stream.codec_context.flags |= av.codec.context.Flags.interlaced_dct
+        stream.codec_context.flags |= av.codec.context.Flags.interlaced_me
+
+    path = encode(
+        tmp_path / "fields.mpg",
+        [combed] * 10,
+        codec="mpeg2video",
+        rate=25,
+        options={"g": "5", "qmin": "1", "qmax": "2", "b": "20M"},
+        configure=configure,
+    )
+    info, picture = first_picture(path)
+    assert info.interlaced
+    assert abs(picture.mean() - 128) > 60
+
+
+def png(picture: Picture, **save: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG", **save)
+    return stream.getvalue()
+
+
+def test_example_pictures_fit_like_frames() -> None:
+    """Crop cuts the sides, pad adds black, squash distorts; all give the asked size."""
+    picture = patch((250, 250, 250), 300, 100)
+    for fit, dark in ((Fit.CROP, 0), (Fit.SQUASH, 0), (Fit.PAD, 32)):
+        loaded = load_picture(png(picture), SIZE, fit)
+        assert loaded.shape == (SIZE, SIZE, 3)
+        assert int((loaded[:, SIZE // 2, 0] == 0).sum()) == dark
+
+
+def test_example_pictures_are_turned_by_their_exif() -> None:
+    """An EXIF orientation of 6 turns the marked corner to the upper right."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    loaded = load_picture(png(marked_corner(), exif=exif), SIZE, Fit.SQUASH)
+    assert loaded[4, -4, 0] > 200
+    assert loaded[4, 4, 0] < 120
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", png(frames(1)[0])[:200]])
+def test_bytes_that_are_no_picture_are_refused_in_one_line(data: bytes) -> None:
+    """Empty, foreign and cut files give a ValueError of one line."""
+    with pytest.raises(ValueError, match="no picture") as caught:
+        load_picture(data, SIZE, Fit.CROP)
+    assert "\n" not in str(caught.value)
+
+
+def test_decompression_bombs_are_refused_before_they_are_decoded() -> None:
+    """A small file of 20000 x 20000 pixels costs no memory."""
+    stream = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
+    with pytest.raises(ValueError, match="pixels"):
+        load_picture(stream.getvalue(), SIZE, Fit.CROP)
+
+
+def test_jpeg_keeps_the_colours() -> None:
+    """Encoding and decoding a smooth picture changes it by a few levels and no channel order."""
+    picture = patch((200, 30, 40), SIZE, SIZE)
+    back = np.asarray(Image.open(io.BytesIO(encode_jpeg(picture))).convert("RGB"))
+    assert np.abs(back.astype(int) - picture).max() <= 4
+
+
+def test_freak_shapes_cost_no_memory() -> None:
+    """A picture of 4000 x 2 pixels becomes a square like any other."""
+    loaded = load_picture(png(patch((9, 99, 199), 4000, 2)), SIZE, Fit.CROP)
+    assert loaded.shape == (SIZE, SIZE, 3)
+    assert Fraction(int(loaded[0, 0, 2]), 199) == 1

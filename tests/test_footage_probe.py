@@ -1,0 +1,257 @@
+"""Probing: what is refused and why, which stream is chosen, what people are told."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from footage_files import HARD_FILES, encode, frames, x264
+
+from workers.footage.index import Unwrapper
+from workers.footage.probe import Rejected, probe
+from workers.footage.source import RejectKind, rejection
+
+
+def refused(path: str | Path) -> Rejected:
+    """The refusal of a file, whose text must be one line."""
+    with pytest.raises(Rejected) as caught:
+        probe(os.fspath(path))
+    text = str(caught.value)
+    assert text.isprintable()
+    assert len(text) > 20
+    return caught.value
+
+
+def with_sound(path: Path, *, seconds: int, pictures: int, cover: bool = False) -> Path:
+    """A file with sound, and with a video stream where it has pictures."""
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=16_000)
+        if pictures:
+            video = container.add_stream("libx264", rate=30, options=x264())
+            video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        if cover:
+            still = container.add_stream("mjpeg", rate=1)
+            still.width, still.height, still.pix_fmt = 640, 480, "yuvj420p"
+            still.disposition = av.stream.Disposition.attached_pic
+        for number in range(seconds * 10):
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1600), np.float32), format="fltp", layout="mono"
+            )
+            silence.rate, silence.pts = 16_000, number * 1600
+            container.mux(sound.encode(silence))
+        container.mux(sound.encode(None))
+        if pictures:
+            for number, picture in enumerate(frames(pictures)):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                container.mux(video.encode(frame))
+            container.mux(video.encode(None))
+        if cover:
+            frame = av.VideoFrame.from_ndarray(np.zeros((480, 640, 3), np.uint8), format="rgb24")
+            container.mux(still.encode(frame.reformat(format="yuvj420p")))
+            container.mux(still.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", RejectKind.EMPTY),
+        (b"this is not a video\n", RejectKind.NOT_A_VIDEO),
+        (b"\0" * 5000, RejectKind.NOT_A_VIDEO),
+        (b"#EXTM3U\n#EXTINF:5,\nreal.ts\n#EXT-X-ENDLIST\n", RejectKind.FORBIDDEN_FORMAT),
+        (b"\xef\xbb\xbf#EXTM3U\nreal.ts\n", RejectKind.FORBIDDEN_FORMAT),
+        (b"ffconcat version 1.0\nfile real.ts\n", RejectKind.FORBIDDEN_FORMAT),
+        (
+            b'<?xml version="1.0"?>\n<MPD><BaseURL>real.ts</BaseURL></MPD>',
+            RejectKind.FORBIDDEN_FORMAT,
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "m3u8", "txt"])
+def test_what_is_no_video_is_refused_with_its_kind(
+    content: bytes, kind: RejectKind, suffix: str, tmp_path: Path
+) -> None:
+    """Nothing, text, zeros and lists of other files, which stand beside them and would open."""
+    HARD_FILES["open_gop.ts"](tmp_path / "real.ts")
+    path = tmp_path / f"hostile.{suffix}"
+    path.write_bytes(content)
+    assert refused(path).kind == kind
+
+
+def test_a_playlist_is_refused_without_opening_what_it_names(tmp_path: Path) -> None:
+    """A playlist that names a pipe, behind a head no simple look recognises, does not block."""
+    os.mkfifo(tmp_path / "pipe.ts")
+    for name in ("list.m3u8", "list.mp4"):
+        path = tmp_path / name
+        path.write_text("\n#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:5,\npipe.ts\n#EXT-X-ENDLIST\n")
+        refused(path)
+
+
+def test_paths_that_are_no_regular_files_are_refused(tmp_path: Path) -> None:
+    """A missing file, a folder and a pipe, which must not be waited for."""
+    assert refused(tmp_path / "missing.mp4").kind == RejectKind.MISSING
+    assert refused(tmp_path).kind == RejectKind.NOT_A_FILE
+    os.mkfifo(tmp_path / "pipe.mp4")
+    assert refused(tmp_path / "pipe.mp4").kind == RejectKind.NOT_A_FILE
+    assert refused("/a\0b.mp4").kind == RejectKind.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "name", ["concat:a|b.mp4", "-", "http:x.mp4", "%03d.mp4", "pipe:0", "new\nline.mp4", "ü 影.mp4"]
+)
+def test_names_that_look_like_addresses_are_names_of_files(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is never read as a protocol, a pattern or an option, relative or absolute."""
+    encode(tmp_path / "plain.mp4", frames(3), options=x264()).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert probe(name)[0].frame_count == 3
+    assert probe(os.fspath(tmp_path / name))[0].frame_count == 3
+
+
+def test_names_that_are_not_utf8_open(tmp_path: Path) -> None:
+    """A Latin-1 name from an old disk opens, and its refusal is printable."""
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4")
+    encode(tmp_path / "plain.mp4", frames(3), options=x264())
+    (tmp_path / "plain.mp4").rename(path)
+    assert probe(path)[0].frame_count == 3
+    Path(path).write_bytes(b"no video")
+    assert "caf\\xe9" in str(refused(path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    """No permission is told apart from damage."""
+    path = encode(tmp_path / "closed.mp4", frames(3), options=x264())
+    path.chmod(0)
+    assert refused(path).kind == RejectKind.NO_PERMISSION
+
+
+def test_every_error_of_the_system_becomes_a_refusal() -> None:
+    """Errors of the system and of FFmpeg have a kind and one printable line."""
+    errors = {
+        PermissionError(13, "denied"): RejectKind.NO_PERMISSION,
+        FileNotFoundError(2, "gone"): RejectKind.MISSING,
+        OSError(5, "io"): RejectKind.UNREADABLE,
+        ValueError("embedded null"): RejectKind.UNREADABLE,
+        av.error.InvalidDataError(1094995529, "bad"): RejectKind.NOT_A_VIDEO,
+        av.error.ExitError(1414092869, "timeout"): RejectKind.UNREADABLE,
+    }
+    for error, kind in errors.items():
+        assert rejection("/a\nb.mp4", error).kind == kind
+        assert str(rejection("/a\nb.mp4", error)).isprintable()
+
+
+def test_sound_and_covers_are_no_video(tmp_path: Path) -> None:
+    """A file with sound only, or with sound and a cover picture, is refused."""
+    path = with_sound(tmp_path / "sound.m4a", seconds=2, pictures=0)
+    assert refused(path).kind == RejectKind.NO_VIDEO_STREAM
+    path = with_sound(tmp_path / "cover.mp4", seconds=2, pictures=0, cover=True)
+    assert refused(path).kind == RejectKind.NO_VIDEO_STREAM
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_cover_is_never_chosen_over_the_video(suffix: str, tmp_path: Path) -> None:
+    """The cover is larger than the video, and still the video is analysed."""
+    path = with_sound(tmp_path / f"film.{suffix}", seconds=2, pictures=60, cover=suffix == "mp4")
+    info, _index = probe(os.fspath(path))
+    assert (info.codec, info.stream_reason) == ("h264", "only")
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "ts"])
+def test_sound_that_outlasts_the_picture_is_no_truncation(suffix: str, tmp_path: Path) -> None:
+    """Five seconds of sound over two of picture: the video lasts two seconds, without a gap."""
+    path = with_sound(tmp_path / f"long_sound.{suffix}", seconds=5, pictures=60)
+    info, _index = probe(os.fspath(path))
+    assert info.duration_us == info.indexed_us
+    assert 1_990_000 <= info.duration_us <= 2_010_000
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "flv", "mp4"])
+def test_a_cut_file_lasts_what_its_header_says(suffix: str, tmp_path: Path) -> None:
+    """Half of a file: the duration is the header's, and the warning says what is lacking."""
+    options = {"movflags": "+faststart"} if suffix == "mp4" else {}
+    whole = encode(
+        tmp_path / f"whole.{suffix}", frames(240), options=x264(), container_options=options
+    )
+    cut = tmp_path / f"cut.{suffix}"
+    data = whole.read_bytes()
+    cut.write_bytes(data[: len(data) * 55 // 100])
+    info, _index = probe(os.fspath(cut))
+    assert 7_900_000 <= info.duration_us <= 8_100_000
+    assert info.indexed_us < 6_000_000
+    assert any("truncated" in warning for warning in info.warnings)
+
+
+def test_the_facts_are_recorded(tmp_path: Path) -> None:
+    """Size, rate, counts and times come from the packets and the first picture."""
+    path = HARD_FILES["b_frames.mp4"](tmp_path / "facts.mp4")
+    info, index = probe(os.fspath(path))
+    assert (info.width, info.height, info.rotation) == (160, 96, 0)
+    assert (info.codec, info.pixel_format, info.bit_depth) == ("h264", "yuv420p", 8)
+    assert (info.frame_rate, info.frame_count) == (30, 240)
+    assert info.duration_us == info.indexed_us == info.header_us == 8_000_000
+    assert (info.sequential_reason, info.interlaced, info.warnings) == (None, False, ())
+    assert len(index.cut_points()) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("one_keyframe.mp4", "fewer than two keyframes"), ("intra_refresh.mp4", "not intra")],
+)
+def test_the_reason_for_reading_in_one_piece_is_told(
+    name: str, reason: str, tmp_path: Path
+) -> None:
+    """Files that cannot be split say why."""
+    info, index = probe(os.fspath(HARD_FILES[name](tmp_path / name)))
+    assert info.sequential_reason is not None
+    assert reason in info.sequential_reason
+    assert len(index.cut_points()) == 0
+
+
+def test_a_lost_keyframe_table_is_no_invitation_to_cut(tmp_path: Path) -> None:
+    """A file that marks all packets as keyframes is cut at true keyframes, or not at all."""
+
+    def mark(_number: int, packet: av.Packet) -> av.Packet:
+        packet.is_keyframe = True
+        return packet
+
+    for name, codec, options in (
+        ("marked.mkv", "libx264", x264()),
+        ("marked.avi", "mpeg2video", {"g": "30", "bf": "0"}),
+        ("marked.webm", "libvpx", {"g": "30", "deadline": "realtime", "cpu-used": "8"}),
+    ):
+        path = encode(tmp_path / name, frames(90), codec=codec, options=options, change=mark)
+        info, index = probe(os.fspath(path))
+        if info.sequential_reason is None:
+            assert index.keyframe.sum() <= 4
+        else:
+            assert "not intra" in info.sequential_reason
+
+
+def test_an_edit_list_hides_its_packets(tmp_path: Path) -> None:
+    """Frames before the edit's start are no samples, and a warning counts what the file keeps of
+    them: those from the keyframe before it on."""
+    path = encode(
+        tmp_path / "edited.mp4",
+        frames(150),
+        options=x264(bframes=0),
+        pts=lambda number: number - 40,
+        container_options={"avoid_negative_ts": "disabled"},
+    )
+    info, _index = probe(os.fspath(path))
+    assert info.frame_count == 110
+    assert any("10 packets are not presented" in warning for warning in info.warnings)
+
+
+def test_a_running_clock_is_made_of_clocks_that_fall_back() -> None:
+    """Each fall continues where the last packet ended; missing timestamps change nothing."""
+    unwrapper = Unwrapper()
+    shifts = [unwrapper.shift(dts, 10) for dts in (100, 110, None, 120, 50, 60, 5, 15)]
+    assert shifts == [0, 0, 0, 0, 80, 80, 145, 145]
+    assert unwrapper.jumps == 2

@@ -1,0 +1,178 @@
+"""The plan: ranges that tile the video, in exact arithmetic, from an index alone."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from scheduler.plan import plan
+from storage.records import FrameRange, Sampling, SamplingMode, VideoInfo
+from workers.footage.index import Index
+from workers.footage.sample import Grid, scaled
+
+MINUTE_US = 60_000_000
+
+
+def indexed(
+    frames: int,
+    *,
+    gop: int = 60,
+    rate: int = 30,
+    first: int = 0,
+    lacking_us: int = 0,
+    reason: str | None = None,
+) -> tuple[VideoInfo, Index]:
+    """A video of `frames` frames at `rate` a second with a keyframe every `gop`."""
+    index = Index(
+        pts=np.arange(first, first + frames, dtype=np.int64),
+        dts=np.arange(frames, dtype=np.int64),
+        duration=np.ones(frames, np.int64),
+        keyframe=np.arange(frames) % gop == 0,
+        time_base=Fraction(1, rate),
+        counted=False,
+        sequential_reason=reason,
+        packets=frames,
+        jumps=0,
+        marked_damaged=0,
+        others_end_us=0,
+    )
+    length_us = frames * 1_000_000 // rate
+    info = VideoInfo(
+        container="mov",
+        codec="h264",
+        pixel_format="yuv420p",
+        stream_index=0,
+        stream_reason="only",
+        width=64,
+        height=48,
+        rotation=0,
+        time_base=index.time_base,
+        frame_rate=Fraction(rate),
+        frame_count=frames,
+        first_pts=first,
+        duration_us=length_us + lacking_us,
+        indexed_us=length_us,
+        header_us=None,
+        sequential_reason=reason,
+        interlaced=False,
+        bit_depth=8,
+        transfer="bt709",
+    )
+    return info, index
+
+
+def assert_tiles(tasks: list[FrameRange], info: VideoInfo) -> None:
+    assert tasks[0].start_us == 0
+    assert tasks[0].bucket_start == 0
+    assert tasks[-1].end_us == info.duration_us
+    for before, after in itertools.pairwise(tasks):
+        assert before.end_us == after.start_us
+        assert before.bucket_end == after.bucket_start
+    for task in tasks:
+        assert list(task.buckets) == sorted(set(task.buckets))
+        assert all(task.bucket_start <= bucket < task.bucket_end for bucket in task.buckets)
+        assert FrameRange.from_json(task.to_json()) == task
+
+
+@pytest.mark.parametrize("mode", SamplingMode)
+@pytest.mark.parametrize("rate", [Fraction(1), Fraction(30_000, 1001), Fraction(1, 300)])
+@pytest.mark.parametrize("task_us", [1, 3_000_000, MINUTE_US])
+def test_ranges_tile_the_video_whatever_the_sampling(
+    mode: SamplingMode, rate: Fraction, task_us: int
+) -> None:
+    """Ranges meet without a hole or an overlap, and every sample is in exactly one."""
+    gridded = mode in (SamplingMode.FIRST, SamplingMode.PREFER_KEYFRAME)
+    sampling = Sampling(mode, rate if gridded else None)
+    info, index = indexed(9_000, first=77)
+    tasks = plan(info, index, sampling, task_us)
+    assert_tiles(tasks, info)
+    buckets, pts = Grid.of(info, sampling).choose(index.pts, index.keyframe)
+    assert [bucket for task in tasks for bucket in task.buckets] == buckets.tolist()
+    assert [moment for task in tasks for moment in task.pts] == pts.tolist()
+
+
+def test_ranges_are_cut_at_keyframes() -> None:
+    """Every range but the first seeks to a keyframe at or before its first sample."""
+    info, index = indexed(18_000, gop=50)
+    tasks = plan(info, index, Sampling())
+    assert len(tasks) == 10
+    assert tasks[0].seek_pts is None
+    for task in tasks[1:]:
+        assert task.seek_pts is not None
+        assert task.seek_pts % 50 == 0
+        assert task.seek_pts <= task.pts[0] < task.seek_pts + 50
+        assert task.end_us - task.start_us >= MINUTE_US // 2
+
+
+def test_a_video_that_cannot_be_split_is_one_range() -> None:
+    """The sequential reason decides, not the length."""
+    info, index = indexed(100_000, reason="fewer than two keyframes")
+    tasks = plan(info, index, Sampling())
+    assert len(tasks) == 1
+    assert_tiles(tasks, info)
+
+
+def test_a_truncated_tail_belongs_to_the_last_range() -> None:
+    """The last range answers for what the header promises and the file lacks."""
+    info, index = indexed(6_000, lacking_us=500_000_000)
+    tasks = plan(info, index, Sampling())
+    assert_tiles(tasks, info)
+    assert tasks[-1].end_us == info.indexed_us + 500_000_000
+
+
+def test_keyframes_are_preferred_within_their_bucket() -> None:
+    """Keyframes at 0, 2.5, 5 s: buckets 0, 2 and 5 give them, the others their first frame."""
+    info, index = indexed(180, gop=75)
+    (task,) = plan(info, index, Sampling())
+    assert task.pts == (0, 30, 75, 90, 120, 150)
+    (task,) = plan(info, index, Sampling(SamplingMode.FIRST, Fraction(1)))
+    assert task.pts == (0, 30, 60, 90, 120, 150)
+    (task,) = plan(info, index, Sampling(SamplingMode.KEYFRAMES, None))
+    assert (task.buckets, task.pts) == ((0, 1, 2), (0, 75, 150))
+
+
+def test_frames_decoded_before_their_keyframe_forbid_the_cut() -> None:
+    """A keyframe that is shown before a frame decoded earlier is no place to cut at."""
+    info, index = indexed(300, gop=30)
+    index.pts[59], index.pts[60] = 60, 59
+    keys = index.cut_points().tolist()
+    assert 59 not in keys
+    assert 30 in keys
+    assert_tiles(plan(info, index, Sampling(), 1_000_000), info)
+
+
+def test_ten_hours_are_planned_in_little_time_and_memory() -> None:
+    """Two million frames: the index stays below 60 MB and each task's plan is short."""
+    info, index = indexed(2_160_000, rate=60, gop=120)
+    arrays = (index.pts, index.dts, index.duration, index.keyframe)
+    assert sum(array.nbytes for array in arrays) < 60_000_000
+    tasks = plan(info, index, Sampling())
+    assert len(tasks) == 600
+    assert_tiles(tasks, info)
+    assert max(len(task.to_json()) for task in tasks) < 2_000
+
+
+def test_buckets_are_exact_at_any_time_base() -> None:
+    """Nanosecond clocks and odd rates give the floor of the exact fraction, beyond 64 bits too."""
+    values = np.array([0, 1, 999_999_999, 10**15 + 1, 3 * 10**17], np.int64)
+    for factor in (Fraction(30_000, 1001 * 10**9), Fraction(10**9 + 7, 10**9 + 9)):
+        exact = [int(v) * factor.numerator // factor.denominator for v in values]
+        assert scaled(values, factor).tolist() == exact
+
+
+def test_a_task_lasts_some_time() -> None:
+    """A task of no length is refused."""
+    info, index = indexed(30)
+    with pytest.raises(ValueError, match="microseconds"):
+        plan(info, index, Sampling(), 0)
+
+
+def test_planning_loads_no_decoder() -> None:
+    """A scheduler that plans needs neither PyAV nor OpenCV."""
+    code = "import sys, scheduler.plan; sys.exit(bool({'av', 'cv2', 'PIL'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
