@@ -21,6 +21,16 @@ EXIT_UNREACHABLE = 12
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
+EPILOG = """\
+Every option can be set as NIGHTREEL_ and the setting's name in the environment.
+
+Exit codes:
+    0  ended by SIGTERM or SIGINT
+    2  wrong usage; nothing was started
+   12  no engine, no key file, or an address that cannot be had
+"""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0 after a clean end, 2 for unusable settings, 12 where the engine, its key file
     or the address cannot be had."""
@@ -67,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m clipserver",
         description="Serve the CLIP HTTP API on this machine.",
-        epilog="Every option can be set as NIGHTREEL_ and the setting's name in the environment.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     for name, field in Settings.model_fields.items():

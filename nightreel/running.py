@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from storage.records import ArchiveFile, Sampling
 from workers.app import make_app
 
 POLL_S = 0.25
+POLL_SHARE = 20
+"""Asking how a large job stands takes a while: at most a twentieth of the time is spent on it."""
 
 
 class JobHeld(Exception):
@@ -95,8 +98,9 @@ class Run:
     ) -> None:
         farm: LocalFarm | None = None
         while self._fault is None:
-            planned = not planning.is_alive()
+            planned, start = not planning.is_alive(), time.monotonic()
             status = ledger.status(self.engine, self.job_id)
+            asked_s = time.monotonic() - start
             if status.held is not None:
                 raise JobHeld(f"{status.held}; the same command resumes")
             if farm is None and status.open_tasks:
@@ -122,7 +126,7 @@ class Run:
             )
             if planned and status.finished:
                 return
-            self._stop.wait(POLL_S)
+            self._stop.wait(max(POLL_S, POLL_SHARE * asked_s))
 
     def _farm(self) -> LocalFarm:
         if self.broker_url is not None:

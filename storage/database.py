@@ -51,19 +51,19 @@ class DatabaseError(Exception):
     """The database cannot do what was asked."""
 
 
-class BadDatabaseUrl(DatabaseError):  # noqa: N818
+class BadDatabaseUrl(DatabaseError):
     """The URL names no database that can be used."""
 
 
-class DatabaseUnavailable(DatabaseError):  # noqa: N818
+class DatabaseUnavailable(DatabaseError):
     """The database cannot be reached or written now: worth another try."""
 
 
-class SchemaOutdated(DatabaseError):  # noqa: N818
+class SchemaOutdated(DatabaseError):
     """The tables are missing or older than this release."""
 
 
-class SchemaTooNew(DatabaseError):  # noqa: N818
+class SchemaTooNew(DatabaseError):
     """The tables are of a later release."""
 
 

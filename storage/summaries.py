@@ -16,7 +16,7 @@ from storage.scenes import scenes
 from storage.schema import files, flags, job_videos, jobs, labels, videos
 
 
-class NoSuchVideo(Exception):  # noqa: N818
+class NoSuchVideo(Exception):
     """The job holds no such video."""
 
 

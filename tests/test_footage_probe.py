@@ -188,6 +188,18 @@ def test_a_cut_file_lasts_what_its_header_says(suffix: str, tmp_path: Path) -> N
     assert any("truncated" in warning for warning in info.warnings)
 
 
+def test_enormous_pictures_are_refused(tmp_path: Path) -> None:
+    """A few bytes that announce pictures of 100 megapixels are refused before one is decoded."""
+    path = tmp_path / "huge.y4m"
+    path.write_bytes(b"YUV4MPEG2 W10000 H10000 F25:1 Ip A1:1 C420jpeg\nFRAME\n" + b"\0" * 500)
+    assert refused(path).kind == RejectKind.TOO_LARGE
+    size = (30_000).to_bytes(2, "little")
+    picture = b"\x2c\0\0\0\0\x01\0\x01\0\0\x02\x02\x44\x01\0"
+    path = tmp_path / "huge.gif"
+    path.write_bytes(b"GIF89a" + size + size + b"\x80\0\0" + b"\0" * 6 + picture + b";")
+    assert refused(path).kind in (RejectKind.TOO_LARGE, RejectKind.NO_FRAMES)
+
+
 def test_the_facts_are_recorded(tmp_path: Path) -> None:
     """Size, rate, counts and times come from the packets and the first picture."""
     path = HARD_FILES["b_frames.mp4"](tmp_path / "facts.mp4")

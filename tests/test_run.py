@@ -163,6 +163,31 @@ def test_bad_files_are_listed_with_their_reasons(
         assert by_name[name]["reason"]
 
 
+def test_a_mended_file_replaces_the_rejected_one(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """A rejected file that was replaced, and one of a list that was missing, stand in the job as
+    what they are now: everything is complete."""
+    (archive / "one.mp4").write_bytes((archive / "two.mp4").read_bytes()[:1000])
+    (tmp_path / "list").write_text("archive/one.mp4\narchive/two.mp4\narchive/three.mp4\n")
+    command = (
+        *("run", "@list", "--api", api.url, "--label", "red", "--label", "blue"),
+        *("--workers", "1", "--format", "json"),
+    )
+    code, out, err = nightreel(tmp_path, *command)
+    assert code == 3, err
+    states = {Path(row["video"]).name: row["state"] for row in json.loads(out)}
+    assert states == {"one.mp4": "rejected", "two.mp4": "complete", "three.mp4": "rejected"}
+    make_clip(archive / "one.mp4", [("red", 2)])
+    make_clip(archive / "three.mp4", [("blue", 2)])
+    code, out, err = nightreel(tmp_path, *command)
+    assert code == 0, err
+    code, out, _ = nightreel(tmp_path, "summary", "--format", "json")
+    assert code == 0
+    states = {Path(row["video"]).name: row["state"] for row in json.loads(out)}
+    assert states == dict.fromkeys(["one.mp4", "two.mp4", "three.mp4"], "complete")
+
+
 def test_an_interrupted_run_is_resumed_to_the_same_results(
     tmp_path: Path, archive: Path, api: ContractServer
 ) -> None:
@@ -334,6 +359,8 @@ def test_an_external_queue_and_postgresql_serve_the_same_command(
         ),
         (["summary"], {}, 11, "nightreel"),
         (["scenes", "--db", "sqlite:///gone/x.db"], {}, 11, "nightreel"),
+        (["run", "archive"], {"NIGHTREEL_TASK_SECONDS": "soon"}, 2, "NIGHTREEL_TASK_SECONDS"),
+        (["run", "archive"], {"NIGHTREEL_API_IN_FLIGHT": "0"}, 2, "NIGHTREEL_API_IN_FLIGHT"),
         (["nonsense"], {}, 2, "nonsense"),
         (["status", "--format", "xml"], {}, 2, "xml"),
     ],

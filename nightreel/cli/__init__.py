@@ -110,10 +110,19 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         code = _code_of(error)
         if code is ExitCode.UNEXPECTED and os.environ.get("NIGHTREEL_DEBUG"):
             raise
-        said = str(error) if code is not ExitCode.UNEXPECTED else _unexpected(error)
+        said = _said(error) if code is not ExitCode.UNEXPECTED else _unexpected(error)
         click.echo(f"nightreel: {said}", err=True)
         return code
     return result if isinstance(result, int) else ExitCode.OK
+
+
+def _said(error: Exception) -> str:
+    """The error in one line; of a wrong setting, its variable and what is wrong with it."""
+    wrong = getattr(error, "errors", None)
+    if wrong is None:
+        return str(error)
+    found = wrong(include_url=False, include_input=False)
+    return "; ".join(f"NIGHTREEL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in found)
 
 
 def _unexpected(error: Exception) -> str:
@@ -134,6 +143,7 @@ def _code_of(error: Exception) -> ExitCode:
         ("scheduler.labels", "LabelsError", ExitCode.USAGE),
         ("scheduler.feeder", "QueueUnavailable", ExitCode.QUEUE),
         ("workers.api", "ApiError", ExitCode.API),
+        ("pydantic_core", "ValidationError", ExitCode.USAGE),
     )
     for module, name, code in by_type:
         loaded = sys.modules.get(module)

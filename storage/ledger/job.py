@@ -15,6 +15,7 @@ from storage.records import Fit, JobSpec, LabelSet, Sampling, TaskState, VideoSt
 from storage.schema import (
     IN_FLIGHT,
     OPEN,
+    files,
     gaps,
     job_videos,
     jobs,
@@ -35,7 +36,7 @@ class JobState(StrEnum):
     """Its planning is finished and every video of it is closed."""
 
 
-class NoSuchJob(Exception):  # noqa: N818
+class NoSuchJob(Exception):
     """The database holds no such job."""
 
 
@@ -168,8 +169,20 @@ def latest_job(engine: Engine) -> Job:
 
 
 def finish_planning(engine: Engine, job_id: int) -> None:
-    """Say that the job gets no more videos: it closes once all that it has are closed."""
+    """Say that the job gets no more videos: it closes once all that it has are closed.
+
+    A rejected video that lies at no path any more is forgotten: its file was replaced, repaired or
+    made readable, and stands in the job as what it is now.
+    """
+    somewhere = exists().where(files.c.video_id == job_videos.c.video_id)
     with writing(engine) as connection:
+        connection.execute(
+            delete(job_videos).where(
+                job_videos.c.job_id == job_id,
+                job_videos.c.state == VideoState.REJECTED,
+                ~somewhere,
+            )
+        )
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(planning_finished=True))
 
 

@@ -41,7 +41,7 @@ WORKER_LOST = "worker-lost"
 """Error kind of a task whose lease ran out."""
 
 
-class IncompatiblePlan(Exception):  # noqa: N818
+class IncompatiblePlan(Exception):
     """The task's plan is of another release than this worker."""
 
 
