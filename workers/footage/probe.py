@@ -85,6 +85,11 @@ def probe(path: str) -> tuple[VideoInfo, Index]:
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
             )
+        context = stream.codec_context
+        if peek.frame is None and not context.width * context.height:
+            raise Rejected(
+                RejectKind.NO_FRAMES, f"{name}: no picture of it decodes; convert it to H.264"
+            )
         return _describe(source, index, peek.frame), index
 
 

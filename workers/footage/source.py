@@ -63,7 +63,7 @@ class RejectKind(StrEnum):
     TOO_LARGE = "too-large"
 
 
-class Rejected(FootageError):  # noqa: N818 -- it is a verdict on the file
+class Rejected(FootageError):
     """A file that cannot be analysed; the text says cause and remedy in one line."""
 
     def __init__(self, kind: RejectKind, text: str) -> None:
@@ -108,12 +108,12 @@ def rejection(path: str, error: BaseException) -> Rejected:
 def _refuse_unsuitable(path: str) -> None:
     """Refuse what can be told without FFmpeg: no file, no bytes, a list of other files."""
     name = shown_path(os.fsencode(path))
-    state = os.stat(path)  # noqa: PTH116 -- the name may hold any bytes
+    state = os.stat(path)
     if not stat.S_ISREG(state.st_mode):
         raise Rejected(RejectKind.NOT_A_FILE, f"{name}: not a regular file; give a video file")
     if state.st_size == 0:
         raise Rejected(RejectKind.EMPTY, f"{name}: empty (0 bytes); copy it again")
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:
         head = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if head.startswith(_LISTS) or (head.startswith(b"<?xml") and b"<MPD" in head):
         raise Rejected(

@@ -1,0 +1,221 @@
+"""What sampling one frame a second costs, by several ways, side by side in one run.
+
+    python benchmarks/decode.py CLIPS_FOLDER [--seconds 60] [--keep FILE]
+
+Recipe of the measured file: the folder's clips, five seconds of each in the order of their names
+and again from the start until the length is reached, scaled and padded to 1920x1080 at 30 frames a
+second, H.264 (x264 veryfast, CRF 23, 3 B-frames, a keyframe at least every 2 s), no sound. A 4K
+file of 10 s by the same recipe serves the memory figure. Every way runs in a process of its own
+with one decoder thread; CPU seconds are those of the whole process after its imports.
+"""
+
+# ruff: noqa: PLC0415 -- each way imports in its own process only what it uses
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import cycle
+from pathlib import Path
+
+SIZE = 224
+
+
+def build(clips: Path, target: Path, seconds: int, width: int, height: int) -> None:
+    """Write the measured file by the recipe above."""
+    names = sorted(path for path in clips.iterdir() if path.suffix in (".mp4", ".webm"))
+    chosen = [name for name, _ in zip(cycle(names), range(-(-seconds // 5)), strict=False)]
+    inputs = [part for name in chosen for part in ("-t", "5", "-i", str(name))]
+    shape = (
+        f"fps=30,scale={width}:{height}:force_original_aspect_ratio=decrease,"
+        f"pad={width}:{height}:(ow-iw)/2:(oh-ih)/2,setsar=1,format=yuv420p,"
+        "tpad=stop=-1:stop_mode=clone,trim=duration=5"
+    )
+    graph = "".join(f"[{n}:v:0]{shape}[v{n}];" for n in range(len(chosen)))
+    graph += "".join(f"[v{n}]" for n in range(len(chosen))) + f"concat=n={len(chosen)}:v=1:a=0[o]"
+    quality = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-bf", "3", "-g", "60"]
+    command = ["ffmpeg", "-v", "error", "-y", *inputs, "-filter_complex", graph, "-map", "[o]"]
+    subprocess.run([*command, *quality, "-t", str(seconds), str(target)], check=True)
+
+
+def tutorial_loop(path: str) -> int:
+    """Read every frame with OpenCV, shrink it to 0.6, encode it with Pillow."""
+    import cv2
+    from PIL import Image
+
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    frames = 0
+    while True:
+        got, frame = capture.read()
+        if not got:
+            return frames
+        small = cv2.resize(frame, None, fx=0.6, fy=0.6)
+        picture = Image.fromarray(cv2.cvtColor(small, cv2.COLOR_BGR2RGB))
+        picture.save(io.BytesIO(), "JPEG", quality=90)
+        frames += 1
+
+
+def opencv_grab(path: str) -> int:
+    """Grab every frame with OpenCV, retrieve one a second."""
+    import cv2
+
+    capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    step = round(capture.get(cv2.CAP_PROP_FPS))
+    frames = number = 0
+    while capture.grab():
+        if number % step == 0:
+            _got, frame = capture.retrieve()
+            cv2.imencode(".jpg", cv2.resize(frame, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
+            frames += 1
+        number += 1
+    return frames
+
+
+def pyav_everything(path: str) -> int:
+    """Decode every frame with PyAV, convert one a second."""
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        frames, bucket = 0, -1
+        for frame in container.decode(stream):
+            if frame.time is not None and int(frame.time) != bucket:
+                bucket = int(frame.time)
+                frame.reformat(SIZE, SIZE, "rgb24", interpolation="BICUBIC").to_ndarray()
+                frames += 1
+    return frames
+
+
+def ffmpeg_null(path: str) -> int:
+    """The ffmpeg command's own decoding, with no output at all."""
+    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", path, "-f", "null", "-"]
+    subprocess.run(command, check=True)
+    return 0
+
+
+def ours(mode: str) -> Callable[[str], int]:
+    """Probe, plan and read all ranges, JPEG included."""
+
+    def read(path: str) -> int:
+        from scheduler.plan import plan
+        from storage.records import Fit, Gap, Sampling, SamplingMode
+        from workers.footage.decode import read_range
+        from workers.footage.picture import encode_jpeg
+        from workers.footage.probe import probe
+
+        rate = None if mode == "keyframes" else Fraction(1)
+        sampling = Sampling(SamplingMode(mode), rate)
+        info, index = probe(path)
+        frames = 0
+        for task in plan(info, index, sampling):
+            for sample in read_range(path, info, task, sampling, size=SIZE, fit=Fit.CROP):
+                if isinstance(sample, Gap):
+                    raise SystemExit(f"a gap: {sample}")
+                encode_jpeg(sample.picture)
+                frames += 1
+        return frames
+
+    return read
+
+
+def one_task(path: str) -> int:
+    """The fixed cost of a task: open, seek to the middle and give one sample, ten times."""
+    from scheduler.plan import plan
+    from storage.records import Fit, Sampling
+    from workers.footage.decode import read_range
+    from workers.footage.probe import probe
+
+    info, index = probe(path)
+    task = plan(info, index, Sampling(), 5_000_000)[-1]
+    spent = []
+    for _ in range(10):
+        start = time.process_time()
+        samples = read_range(path, info, task, Sampling(), size=SIZE, fit=Fit.CROP)
+        next(samples)
+        samples.close()  # type: ignore[attr-defined]
+        spent.append(time.process_time() - start)
+    print(
+        f"fixed cost of a task: {sorted(spent)[5] * 1000:.0f} ms (median of ten)", file=sys.stderr
+    )
+    return 1
+
+
+WAYS: dict[str, Callable[[str], int]] = {
+    "tutorial loop": tutorial_loop,
+    "OpenCV grab/retrieve": opencv_grab,
+    "PyAV, every frame": pyav_everything,
+    "ffmpeg -f null": ffmpeg_null,
+    "ours, first": ours("first"),
+    "ours, prefer-keyframe": ours("prefer-keyframe"),
+    "ours, keyframes": ours("keyframes"),
+    "ours, one task": one_task,
+}
+
+
+def run_one(way: str, path: str) -> None:
+    """Run one way in this process and print its figures as JSON."""
+    import av  # noqa: F401 -- imports are no part of what is measured
+    import cv2  # noqa: F401
+
+    def cpu_s() -> float:
+        own, children = (
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+    start, wall = cpu_s(), time.monotonic()
+    frames = WAYS[way](path)
+    figures = {
+        "cpu_s": cpu_s() - start,
+        "wall_s": time.monotonic() - wall,
+        "frames": frames,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    print(json.dumps(figures))
+
+
+def measure(way: str, path: Path) -> dict[str, float]:
+    """Run one way in a process of its own."""
+    command = [sys.executable, __file__, "--way", way, str(path)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What sampling costs, way by way.")
+    parser.add_argument("path", type=Path, help="folder of clips (mp4, webm)")
+    parser.add_argument("--seconds", type=int, default=60, help="length of the measured file")
+    parser.add_argument("--keep", type=Path, help="build the measured file here, or use it again")
+    parser.add_argument("--way", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        run_one(options.way, str(options.path))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        video = options.keep or Path(folder) / "measured.mp4"
+        if not video.exists():
+            build(options.path, video, options.seconds, 1920, 1080)
+        rows = {way: measure(way, video) for way in WAYS if way != "ours, one task"}
+        slowest, everything = rows["tutorial loop"]["cpu_s"], rows["PyAV, every frame"]["cpu_s"]
+        print(f"{'way':24}{'CPU s':>8}{'frames':>8}{'peak MB':>9}{'x tutorial':>12}{'x PyAV':>8}")
+        for way, row in rows.items():
+            ratios = f"{slowest / row['cpu_s']:12.1f}{everything / row['cpu_s']:8.1f}"
+            print(f"{way:24}{row['cpu_s']:8.2f}{row['frames']:8.0f}{row['peak_mb']:9.0f}{ratios}")
+        measure("ours, one task", video)
+        large = Path(folder) / "large.mp4"
+        build(options.path, large, 10, 3840, 2160)
+        peak = measure("ours, prefer-keyframe", large)["peak_mb"]
+        print(f"peak memory at 3840x2160: {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
