@@ -1,11 +1,14 @@
 """What sampling one frame a second costs, by several ways, side by side in one run.
 
-    python benchmarks/decode.py CLIPS_FOLDER [--seconds 60] [--keep FILE]
+    python benchmarks/decode.py CLIPS_FOLDER [--seconds 60] [--keep FOLDER]
 
-Recipe of the measured file: the folder's clips, five seconds of each in the order of their names
+Recipe of the measured files: the folder's clips, five seconds of each in the order of their names
 and again from the start until the length is reached, scaled and padded to 1920x1080 at 30 frames a
-second, H.264 (x264 veryfast, CRF 23, 3 B-frames, a keyframe at least every 2 s), no sound. A 4K
-file of 10 s by the same recipe serves the memory figure. Every way runs in a process of its own
+second, H.264 (x264 veryfast, CRF 23, 3 B-frames), no sound. `usual`: a keyframe where the scene
+changes and at least every 2 s. `strict`: a keyframe exactly every 2 s and nowhere else, which at
+one sample a second is the worst place for keyframes: every other sample lies a whole second behind
+one. A 4K file of 10 s by the usual recipe serves the memory figure, an hour of the strict file,
+repeated without encoding it again, the figures of indexing. Every way runs in a process of its own
 with one decoder thread; CPU seconds are those of the whole process after its imports.
 """
 
@@ -21,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import cycle
 from pathlib import Path
@@ -28,8 +32,10 @@ from pathlib import Path
 SIZE = 224
 
 
-def build(clips: Path, target: Path, seconds: int, width: int, height: int) -> None:
-    """Write the measured file by the recipe above."""
+def build(
+    clips: Path, target: Path, seconds: int, width: int, height: int, *, strict: bool = False
+) -> None:
+    """Write a measured file by the recipe above."""
     names = sorted(path for path in clips.iterdir() if path.suffix in (".mp4", ".webm"))
     chosen = [name for name, _ in zip(cycle(names), range(-(-seconds // 5)), strict=False)]
     inputs = [part for name in chosen for part in ("-t", "5", "-i", str(name))]
@@ -40,9 +46,10 @@ def build(clips: Path, target: Path, seconds: int, width: int, height: int) -> N
     )
     graph = "".join(f"[{n}:v:0]{shape}[v{n}];" for n in range(len(chosen)))
     graph += "".join(f"[v{n}]" for n in range(len(chosen))) + f"concat=n={len(chosen)}:v=1:a=0[o]"
-    quality = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-bf", "3", "-g", "60"]
+    groups = ["-g", "60", *(["-keyint_min", "60", "-sc_threshold", "0"] if strict else [])]
+    quality = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "23", "-bf", "3"]
     command = ["ffmpeg", "-v", "error", "-y", *inputs, "-filter_complex", graph, "-map", "[o]"]
-    subprocess.run([*command, *quality, "-t", str(seconds), str(target)], check=True)
+    subprocess.run([*command, *quality, *groups, "-t", str(seconds), str(target)], check=True)
 
 
 def tutorial_loop(path: str) -> int:
@@ -127,7 +134,7 @@ def ours(mode: str) -> Callable[[str], int]:
 
 
 def one_task(path: str) -> int:
-    """The fixed cost of a task: open, seek to the middle and give one sample, ten times."""
+    """The fixed cost of a task: open the file, seek to its end and give one keyframe, 15 times."""
     from scheduler.plan import plan
     from storage.records import Fit, Sampling
     from workers.footage.decode import read_range
@@ -135,17 +142,23 @@ def one_task(path: str) -> int:
 
     info, index = probe(path)
     task = plan(info, index, Sampling(), 5_000_000)[-1]
+    task = replace(task, buckets=task.buckets[:1], pts=(task.seek_pts or 0,))
     spent = []
-    for _ in range(10):
+    for _ in range(15):
         start = time.process_time()
-        samples = read_range(path, info, task, Sampling(), size=SIZE, fit=Fit.CROP)
-        next(samples)
-        samples.close()  # type: ignore[attr-defined]
+        samples = list(read_range(path, info, task, Sampling(), size=SIZE, fit=Fit.CROP))
         spent.append(time.process_time() - start)
-    print(
-        f"fixed cost of a task: {sorted(spent)[5] * 1000:.0f} ms (median of ten)", file=sys.stderr
-    )
+        if len(samples) != 1:
+            raise SystemExit(f"not one sample: {samples}")
+    print(f"fixed cost of a task: {sorted(spent)[7] * 1000:.0f} ms (median of 15)", file=sys.stderr)
     return 1
+
+
+def index(path: str) -> int:
+    """Probe once: index by packets, or by the container's tables."""
+    from workers.footage.probe import probe
+
+    return len(probe(path)[1].pts)
 
 
 WAYS: dict[str, Callable[[str], int]] = {
@@ -157,6 +170,7 @@ WAYS: dict[str, Callable[[str], int]] = {
     "ours, prefer-keyframe": ours("prefer-keyframe"),
     "ours, keyframes": ours("keyframes"),
     "ours, one task": one_task,
+    "ours, index": index,
 }
 
 
@@ -171,15 +185,30 @@ def run_one(way: str, path: str) -> None:
         )
         return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
-    start, wall = cpu_s(), time.monotonic()
+    read, start, wall = bytes_read(), cpu_s(), time.monotonic()
     frames = WAYS[way](path)
     figures = {
         "cpu_s": cpu_s() - start,
         "wall_s": time.monotonic() - wall,
         "frames": frames,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "read_mb": (bytes_read() - read) / 1e6,
     }
     print(json.dumps(figures))
+
+
+def bytes_read() -> int:
+    """Bytes that this process asked of the operating system; 0 where it does not tell."""
+    counters = Path("/proc/self/io")
+    return int(counters.read_text().split()[1]) if counters.exists() else 0
+
+
+def repeated(source: Path, target: Path, times: int) -> None:
+    """Write the packets of a file so often one after the other."""
+    listing = target.with_suffix(".txt")
+    listing.write_text(f"file '{source.resolve()}'\n" * times)
+    command = ["ffmpeg", "-v", "error", "-y", "-f", "concat", "-safe", "0", "-i", str(listing)]
+    subprocess.run([*command, "-c", "copy", str(target)], check=True)
 
 
 def measure(way: str, path: Path) -> dict[str, float]:
@@ -194,27 +223,46 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What sampling costs, way by way.")
     parser.add_argument("path", type=Path, help="folder of clips (mp4, webm)")
     parser.add_argument("--seconds", type=int, default=60, help="length of the measured file")
-    parser.add_argument("--keep", type=Path, help="build the measured file here, or use it again")
+    parser.add_argument("--keep", type=Path, help="folder to build the files in, or use them again")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         run_one(options.way, str(options.path))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        video = options.keep or Path(folder) / "measured.mp4"
-        if not video.exists():
-            build(options.path, video, options.seconds, 1920, 1080)
-        rows = {way: measure(way, video) for way in WAYS if way != "ours, one task"}
-        slowest, everything = rows["tutorial loop"]["cpu_s"], rows["PyAV, every frame"]["cpu_s"]
-        print(f"{'way':24}{'CPU s':>8}{'frames':>8}{'peak MB':>9}{'x tutorial':>12}{'x PyAV':>8}")
-        for way, row in rows.items():
-            ratios = f"{slowest / row['cpu_s']:12.1f}{everything / row['cpu_s']:8.1f}"
-            print(f"{way:24}{row['cpu_s']:8.2f}{row['frames']:8.0f}{row['peak_mb']:9.0f}{ratios}")
-        measure("ours, one task", video)
-        large = Path(folder) / "large.mp4"
-        build(options.path, large, 10, 3840, 2160)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        for name in ("usual", "strict"):
+            video = folder / f"{name}.mp4"
+            if not video.exists():
+                build(options.path, video, options.seconds, 1920, 1080, strict=name == "strict")
+            compare(name, video)
+        measure("ours, one task", folder / "strict.mp4")
+        large = folder / "large.mp4"
+        if not large.exists():
+            build(options.path, large, 10, 3840, 2160)
         peak = measure("ours, prefer-keyframe", large)["peak_mb"]
         print(f"peak memory at 3840x2160: {peak:.0f} MB")
+        for suffix in ("mp4", "mkv", "ts"):
+            hour = folder / f"hour.{suffix}"
+            if not hour.exists():
+                repeated(folder / "strict.mp4", hour, -(-3600 // options.seconds))
+            row = measure("ours, index", hour)
+            print(
+                f"index of an hour, {suffix}: {row['wall_s']:.2f} s, {row['frames']:.0f} frames, "
+                f"{row['read_mb']:.1f} of {hour.stat().st_size / 1e6:.1f} MB read"
+            )
+
+
+def compare(name: str, video: Path) -> None:
+    """Print the table of one file."""
+    ways = [way for way in WAYS if way not in ("ours, one task", "ours, index")]
+    rows = {way: measure(way, video) for way in ways}
+    slowest, everything = rows["tutorial loop"]["cpu_s"], rows["PyAV, every frame"]["cpu_s"]
+    print(f"{name:24}{'CPU s':>8}{'frames':>8}{'peak MB':>9}{'x tutorial':>12}{'x PyAV':>8}")
+    for way, row in rows.items():
+        ratios = f"{slowest / row['cpu_s']:12.1f}{everything / row['cpu_s']:8.1f}"
+        print(f"{way:24}{row['cpu_s']:8.2f}{row['frames']:8.0f}{row['peak_mb']:9.0f}{ratios}")
 
 
 if __name__ == "__main__":

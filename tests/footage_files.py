@@ -1,13 +1,19 @@
-"""Hard video files made on the spot with PyAV, so that their tests run on every machine."""
+"""Hard video files: made on the spot with PyAV, so that their tests run on every machine, and real
+clips with their variants where there are any."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from av.packet import Packet
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
@@ -178,3 +184,44 @@ HARD_FILES: dict[str, Callable[[Path], Path]] = {
     "one_frame.mkv": lambda path: encode(path, frames(1), options=x264()),
 }
 """Files that decode without a fault, by name; the suffix chooses the container."""
+
+
+MEDIA = Path(os.environ.get("NIGHTREEL_TEST_MEDIA", Path(__file__).parents[2] / "shared" / "media"))
+CLIPS = sorted(
+    path.name for path in MEDIA.glob("*.*") if path.suffix in (".mp4", ".webm") and path.is_file()
+)
+VARIANTS = """
+animation.gif av1.mp4 cover_art.mp4 delayed_start.ts edit_list.mp4 flash.flv fps60.mp4
+fragmented.mp4 h264_gop10s.mp4 h264_gop2s.mp4 h264_intra_refresh.mp4 h264_one_keyframe.mp4
+h264_open_gop.mp4 hevc_10bit.mp4 mjpeg.avi mkv_no_cues.mkv mpeg2_interlaced.ts mpegts.ts
+mpegts_open_gop.ts odd_321x243.webm one_frame.mp4 rotated_90.mp4 slideshow_0.4fps.mp4
+two_frames.mp4 vfr.mp4 vp9.webm bad_truncated.ts
+""".split()  # noqa: SIM905 -- a list of 27 literals reads no better
+"""Variants with trustworthy timestamps, whose samples can be told from a plain pass."""
+needs_media = pytest.mark.skipif(
+    not CLIPS, reason=f"real clips are not at {MEDIA} (set NIGHTREEL_TEST_MEDIA)"
+)
+needs_variants = pytest.mark.skipif(
+    not CLIPS or shutil.which("ffmpeg") is None or not (MEDIA / "make_variants.sh").exists(),
+    reason=f"variants need the real clips at {MEDIA} and the ffmpeg command",
+)
+
+
+@pytest.fixture(scope="session")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The hard variants of the real clips: those at NIGHTREEL_TEST_VARIANTS, else made once for all
+    processes of the session."""
+    given = os.environ.get("NIGHTREEL_TEST_VARIANTS")
+    if given:
+        return Path(given)
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, made = base / "variants", base / "variants-made"
+    with (base / "variants.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            script = ["bash", str(MEDIA / "make_variants.sh"), str(MEDIA), str(folder)]
+            subprocess.run(script, check=True, capture_output=True)
+            made.touch()
+    return folder

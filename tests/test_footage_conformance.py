@@ -3,18 +3,15 @@ one sequential pass by a decoder that skips and seeks nothing."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import shutil
-import subprocess
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import pytest
-from footage_files import HARD_FILES
+from footage_files import CLIPS, HARD_FILES, MEDIA, VARIANTS, needs_media, needs_variants, variants
 
 from scheduler.plan import plan
 from storage.records import Fit, Gap, GapKind, Sampling, SamplingMode, VideoInfo
@@ -23,7 +20,8 @@ from workers.footage.index import Index
 from workers.footage.picture import Renderer
 from workers.footage.probe import Rejected, probe
 
-MEDIA = Path(os.environ.get("NIGHTREEL_TEST_MEDIA", Path(__file__).parents[2] / "shared" / "media"))
+__all__ = ["variants"]
+
 SIZE = 32
 TASK_US = 2_500_000
 RATES = (Fraction(1, 5), Fraction(1), Fraction(3))
@@ -32,17 +30,6 @@ SAMPLINGS = [
     *(Sampling(SamplingMode.FIRST, rate) for rate in RATES),
     Sampling(SamplingMode.KEYFRAMES, None),
 ]
-CLIPS = sorted(
-    path.name for path in MEDIA.glob("*.*") if path.suffix in (".mp4", ".webm") and path.is_file()
-)
-VARIANTS = """
-animation.gif av1.mp4 cover_art.mp4 delayed_start.ts edit_list.mp4 flash.flv fps60.mp4
-fragmented.mp4 h264_gop10s.mp4 h264_gop2s.mp4 h264_intra_refresh.mp4 h264_one_keyframe.mp4
-h264_open_gop.mp4 hevc_10bit.mp4 mjpeg.avi mkv_no_cues.mkv mpeg2_interlaced.ts mpegts.ts
-mpegts_open_gop.ts odd_321x243.webm one_frame.mp4 rotated_90.mp4 slideshow_0.4fps.mp4
-two_frames.mp4 vfr.mp4 vp9.webm bad_truncated.ts
-""".split()  # noqa: SIM905 -- a list of 27 literals reads no better
-"""Variants with trustworthy timestamps, whose samples can be told from a plain pass."""
 REJECTED = {
     "bad_audio_only.mp4": "no-video-stream",
     "bad_zero_byte.mp4": "empty",
@@ -50,14 +37,6 @@ REJECTED = {
     "bad_text.mp4": "not-a-video",
     "bad_playlist.mp4": "forbidden-format",
 }
-
-needs_media = pytest.mark.skipif(
-    not CLIPS, reason=f"real clips are not at {MEDIA} (set NIGHTREEL_TEST_MEDIA)"
-)
-needs_variants = pytest.mark.skipif(
-    not CLIPS or shutil.which("ffmpeg") is None or not (MEDIA / "make_variants.sh").exists(),
-    reason=f"variants need the real clips at {MEDIA} and the ffmpeg command",
-)
 
 
 @dataclass(frozen=True)
@@ -80,7 +59,6 @@ def plain_pass(path: Path, info: VideoInfo) -> Plain:
         renderer = Renderer(
             SIZE,
             Fit.SQUASH,
-            rotation=info.rotation,
             pixel_aspect=Fraction(stream.sample_aspect_ratio or 1),
         )
         for packet in container.demux(stream):
@@ -158,26 +136,6 @@ def assert_conforms(path: Path, task_us: int = TASK_US) -> set[int]:
             same = sample.picture.tobytes() == pictures[sample.pts]
             assert same, f"{sampling}: the picture at {sample.t_us} is another"
     return counts
-
-
-@pytest.fixture(scope="session")
-def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hard variants of the real clips: those at NIGHTREEL_TEST_VARIANTS, else made once for all
-    processes of the session."""
-    given = os.environ.get("NIGHTREEL_TEST_VARIANTS")
-    if given:
-        return Path(given)
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent
-    folder, made = base / "variants", base / "variants-made"
-    with (base / "variants.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
-            script = ["bash", str(MEDIA / "make_variants.sh"), str(MEDIA), str(folder)]
-            subprocess.run(script, check=True, capture_output=True)
-            made.touch()
-    return folder
 
 
 @pytest.mark.parametrize("name", HARD_FILES)
@@ -266,6 +224,28 @@ def test_damage_costs_only_the_buckets_without_any_frame(name: str, variants: Pa
             if isinstance(result, Gap):
                 assert result.kind is GapKind.DAMAGED
                 assert result.detail
+
+
+@needs_variants
+@pytest.mark.parametrize("name", ["h264_one_keyframe.mp4", "raw_no_pts.h264", "xvid_b_frames.avi"])
+@pytest.mark.parametrize("sampling", [SAMPLINGS[2], Sampling(SamplingMode.EVERY_FRAME, None)])
+def test_several_goes_from_the_start_give_what_one_gives(
+    name: str, sampling: Sampling, variants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video that cannot be split but has too many samples for one range: the same samples."""
+    path = variants / name
+    info, index = probe(os.fspath(path))
+    _count, whole = read_all(path, info, index, sampling)
+    monkeypatch.setattr("scheduler.plan.MOST_SAMPLES", -(-len(whole) // 3))
+    count, parts = read_all(path, info, index, sampling)
+    assert count == 3
+    assert [shown(result) for result in parts] == [shown(result) for result in whole]
+
+
+def shown(result: DecodedSample | Gap) -> tuple[object, ...]:
+    assert isinstance(result, DecodedSample)
+    interval = result.start_us, result.end_us
+    return result.bucket, result.pts, result.t_us, interval, result.picture.tobytes()
 
 
 @needs_variants

@@ -119,7 +119,7 @@ def test_gaps_that_touch_are_one(tmp_path: Path) -> None:
 
 def pictures_from(path: Path, seek_us: int) -> dict[int, bytes]:
     """What a decoder gives that starts at the keyframe before a time and knows nothing else."""
-    renderer = Renderer(160, Fit.SQUASH, rotation=0, pixel_aspect=Fraction(1))
+    renderer = Renderer(160, Fit.SQUASH, pixel_aspect=Fraction(1))
     with av.open(str(path)) as container:
         if seek_us:
             container.seek(seek_us)

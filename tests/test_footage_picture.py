@@ -18,7 +18,7 @@ from PIL import Image
 from scheduler.plan import plan
 from storage.records import Fit, Sampling, VideoInfo
 from workers.footage.decode import DecodedSample, read_range
-from workers.footage.picture import encode_jpeg, load_picture, tone_mapped
+from workers.footage.picture import encode_jpeg, load_picture, tiles, tone_mapped
 from workers.footage.probe import probe
 
 SIZE = 48
@@ -40,29 +40,46 @@ def marked_corner() -> Picture:
     return picture
 
 
-@pytest.mark.parametrize(
-    ("clockwise", "corner"), [(0, (0, 0)), (90, (0, 1)), (180, (1, 1)), (270, (1, 0))]
-)
-def test_rotation_metadata_turns_the_picture_upright(
-    clockwise: int, corner: tuple[int, int], tmp_path: Path
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("clockwise", [0, 90, 180, 270])
+def test_orientation_metadata_turns_the_picture_upright(
+    clockwise: int, mirrored: bool, tmp_path: Path
 ) -> None:
-    """The marked corner lands where a player shows it, and the size is that of the upright."""
+    """The marked corner lands where a player shows it, in all eight orientations, and the size is
+    that of the upright picture."""
     path = encode(
         tmp_path / "turned.mp4",
         [marked_corner()] * 3,
         options=x264(),
-        configure=lambda stream: stream.set_display_rotation(-clockwise) if clockwise else None,
+        configure=lambda stream: stream.set_display_rotation(-clockwise, hflip=mirrored),
     )
     info, picture = first_picture(path)
     assert info.rotation == clockwise
     assert (info.width, info.height) == ((96, 160) if clockwise in (90, 270) else (160, 96))
+    assert any("mirrored" in warning for warning in info.warnings) == mirrored
     quarters = picture.reshape(2, SIZE // 2, 2, SIZE // 2, 3).mean(axis=(1, 3))
     redness = quarters[..., 0] - quarters[..., 1]
-    assert np.unravel_index(redness.argmax(), (2, 2)) == corner
+    upright = np.rot90(np.array([[1, 0], [0, 0]]), -clockwise // 90)
+    expected = upright[:, ::-1] if mirrored else upright
+    assert np.unravel_index(redness.argmax(), (2, 2)) == np.unravel_index(expected.argmax(), (2, 2))
     assert redness.max() > 150
 
 
-@pytest.mark.parametrize("fit", Fit)
+def test_a_matrix_that_only_mirrors_upside_down_is_applied(tmp_path: Path) -> None:
+    """Upside down is half a turn, mirrored."""
+    path = encode(
+        tmp_path / "flipped.mp4",
+        [marked_corner()] * 3,
+        options=x264(),
+        configure=lambda stream: stream.set_display_rotation(0, vflip=True),
+    )
+    info, picture = first_picture(path)
+    assert info.rotation == 180
+    assert picture[-4, 4, 0] > 200
+    assert picture[4, 4, 0] < 120
+
+
+@pytest.mark.parametrize("fit", [Fit.CROP, Fit.PAD, Fit.SQUASH])
 def test_pixels_that_are_not_square_are_stretched(fit: Fit, tmp_path: Path) -> None:
     """A 96x96 picture of pixels 2 by 1 is shown 192 wide: each fit treats it as that shape."""
     picture = patch((40, 40, 40), 96, 96)
@@ -120,10 +137,6 @@ def test_untagged_small_video_is_bt601(tmp_path: Path) -> None:
     assert np.abs(picture.astype(int) - (200, 30, 40)).max() <= 4
 
 
-def ten_bit_grey(luma: int) -> Picture:
-    return np.full((96, 160, 3), luma // 4, np.uint8)
-
-
 @pytest.mark.parametrize(
     ("transfer", "name", "signal", "level"),
     [
@@ -148,7 +161,7 @@ def test_high_dynamic_range_is_tone_mapped(
     colours = f"colorprim=bt2020:transfer={transfer}:colormatrix=bt2020nc"
     path = encode(
         tmp_path / "high.mp4",
-        [patch((0, 0, 0))] * 2,
+        [patch((0, 0, 0))] * 12,  # With two frames x265 makes up a timestamp now and then.
         codec="libx265",
         pixel_format="yuv420p10le",
         options={
@@ -193,6 +206,32 @@ def test_interlaced_frames_are_deinterlaced(tmp_path: Path) -> None:
     info, picture = first_picture(path)
     assert info.interlaced
     assert abs(picture.mean() - 128) > 60
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_tiles_see_all_of_a_wide_or_high_picture(turned: bool, tmp_path: Path) -> None:
+    """Three squares: the first shows the left mark, the last the right one, the middle neither."""
+    picture = patch((60, 60, 60), 288, 96)
+    picture[:, :40], picture[:, -40:] = (230, 20, 20), (20, 20, 230)
+    path = encode(
+        tmp_path / "wide.mp4",
+        [picture] * 2,
+        options=x264(),
+        configure=lambda stream: stream.set_display_rotation(-90 if turned else 0),
+    )
+    _info, whole = first_picture(path, Fit.TILES)
+    assert whole.shape == ((3 * SIZE, SIZE, 3) if turned else (SIZE, 3 * SIZE, 3))
+    squares = tiles(whole)
+    assert [square.shape for square in squares] == [(SIZE, SIZE, 3)] * 3
+    assert [int(square[..., 0].max() > 180) for square in squares] == [1, 0, 0]
+    assert [int(square[..., 2].max() > 180) for square in squares] == [0, 0, 1]
+
+
+def test_tiles_of_a_square_are_alike() -> None:
+    """A picture as long as wide gives itself three times; an odd length gives three squares."""
+    square = frames(1)[0][:, :96]
+    assert all(np.array_equal(tile, square) for tile in tiles(square))
+    assert [tile.shape for tile in tiles(frames(1)[0][:, :99])] == [(96, 96, 3)] * 3
 
 
 def png(picture: Picture, **save: object) -> bytes:

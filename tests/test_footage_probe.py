@@ -200,6 +200,18 @@ def test_enormous_pictures_are_refused(tmp_path: Path) -> None:
     assert refused(path).kind in (RejectKind.TOO_LARGE, RejectKind.NO_FRAMES)
 
 
+def test_enormous_files_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    """Of a file above a tebibyte nothing is indexed, unless its tables stand apart from it."""
+    for name in ("sparse.mkv", "sparse.mp4"):
+        path = encode(tmp_path / name, frames(30), options=x264())
+        try:
+            os.truncate(path, 2**40 + 1)
+        except OSError:
+            pytest.skip("the file system holds no sparse file of a tebibyte")
+    assert refused(tmp_path / "sparse.mkv").kind == RejectKind.TOO_LARGE
+    assert probe(os.fspath(tmp_path / "sparse.mp4"))[0].frame_count == 30
+
+
 def test_the_facts_are_recorded(tmp_path: Path) -> None:
     """Size, rate, counts and times come from the packets and the first picture."""
     path = HARD_FILES["b_frames.mp4"](tmp_path / "facts.mp4")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
-from scheduler.plan import plan
+from scheduler.plan import MOST_SAMPLES, plan
 from storage.records import FrameRange, Sampling, SamplingMode, VideoInfo
 from workers.footage.index import Index
-from workers.footage.sample import Grid, scaled
+from workers.footage.sample import DUPLICATE_WINDOW, Grid, scaled
 
 MINUTE_US = 60_000_000
 
@@ -115,6 +116,43 @@ def test_a_video_that_cannot_be_split_is_one_range() -> None:
     tasks = plan(info, index, Sampling())
     assert len(tasks) == 1
     assert_tiles(tasks, info)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_long_video_that_cannot_be_split_is_read_in_several_goes(counted: bool) -> None:
+    """Ten hours of every frame: no range holds more than MOST_SAMPLES, all read from the start, and
+    what each carries stays small."""
+    info, index = indexed(1_080_000, gop=2_000_000, reason="fewer than two keyframes")
+    index = replace(index, counted=counted)
+    tasks = plan(info, index, Sampling(SamplingMode.EVERY_FRAME, None))
+    assert len(tasks) == 54
+    assert_tiles(tasks, info)
+    assert max(len(task.buckets) for task in tasks) <= MOST_SAMPLES
+    assert all(task.seek_pts is None for task in tasks)
+    assert all(len(task.pts) == (0 if counted else len(task.buckets)) for task in tasks)
+    assert max(len(task.to_json()) for task in tasks) < 100_000
+    assert len(plan(info, index, Sampling(SamplingMode.FIRST, Fraction(1, 2)))) == 1
+
+
+@pytest.mark.parametrize("mode", SamplingMode)
+@pytest.mark.parametrize("reason", [None, "fewer than two keyframes"])
+@pytest.mark.parametrize("task_us", [1, 7_000_000, MINUTE_US])
+def test_ranges_that_skip_duplicates_begin_at_windows(
+    mode: SamplingMode, reason: str | None, task_us: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each range begins with the first sample of a window, so that the comparison with the frame
+    sent last never reaches from one range into the next."""
+    monkeypatch.setattr("scheduler.plan.MOST_SAMPLES", 100)
+    gridded = mode in (SamplingMode.FIRST, SamplingMode.PREFER_KEYFRAME)
+    sampling = Sampling(mode, Fraction(2) if gridded else None, skip_duplicates=True)
+    info, index = indexed(9_000, reason=reason)
+    tasks = plan(info, index, sampling, task_us)
+    assert_tiles(tasks, info)
+    for before, task in itertools.pairwise(tasks):
+        assert before.buckets[-1] // DUPLICATE_WINDOW < task.bucket_start // DUPLICATE_WINDOW
+        if reason is None:
+            assert task.seek_pts is not None
+            assert task.seek_pts <= task.pts[0]
 
 
 def test_a_truncated_tail_belongs_to_the_last_range() -> None:

@@ -4,7 +4,8 @@ tried again, then another frame of its bucket stands in, and at last it is a gap
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import av.error
@@ -50,7 +51,7 @@ class DecodedSample:
     start_us: int
     end_us: int
     picture: Picture
-    """Size x size x 3, uint8 RGB."""
+    """Size x size x 3, uint8 RGB; with the fit `tiles` longer on one side."""
 
 
 def read_range(
@@ -62,7 +63,7 @@ def read_range(
     size: int,
     fit: Fit,
     stall_s: float = STALL_S,
-) -> Iterator[DecodedSample | Gap]:
+) -> Generator[DecodedSample | Gap]:
     """The samples of a range in order, and gaps for what does not decode.
 
     Their intervals tile [frame_range.start_us, frame_range.end_us) exactly. Decoding that makes no
@@ -92,12 +93,8 @@ class _Reader:
 
     def read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         with _opened(self.path, self.info) as source:
-            self._renderer = Renderer(
-                self.size,
-                self.fit,
-                rotation=self.info.rotation,
-                pixel_aspect=source.sample_aspect_ratio,
-            )
+            aspect = source.sample_aspect_ratio
+            self._renderer = Renderer(self.size, self.fit, pixel_aspect=aspect)
             if self.range.buckets and not self.range.pts:
                 yield from self._counted(Decoder(source, beat))
             else:
@@ -117,14 +114,12 @@ class _Reader:
         latest = wanted[0]
         for frame in decoder.wanted(wanted, self.range.seek_pts, splittable=splittable):
             if frame is None:
-                lost = [i for i in found.missing() if wanted[i] in decoder.fed]
+                lost = [i for i in found.missing(decoder.latest_fed) if wanted[i] in decoder.fed]
             else:
                 found.add(frame)
                 latest = max(latest, frame.pts or latest)
-                if len(found.samples) <= _SETTLED_BEHIND:
-                    lost = []
-                else:
-                    lost = [i for i in found.missing() if wanted[i] < latest]
+                waited = len(found.samples) > _SETTLED_BEHIND
+                lost = found.missing(latest - 1) if waited else []
             if lost and splittable:
                 self._retry([wanted[i] for i in lost], found, beat)
             found.give_up(lost)
@@ -137,7 +132,7 @@ class _Reader:
                 "was probed; the file changed, submit it again"
             )
         # What never came as a packet, where the others did.
-        found.give_up(found.missing())
+        found.give_up(found.missing(wanted[-1]))
         for i, sample in found.ready():
             yield self._placed(sample, i, slots[i], GapKind.READ_ERROR)
 
@@ -171,20 +166,24 @@ class _Reader:
     def _counted(self, decoder: Decoder) -> Iterator[DecodedSample | Gap]:
         """The samples of a video without timestamps: frames are numbered as they come."""
         frame_us = 1_000_000 * self.info.time_base
+        is_last = self.range.end_us >= self.info.duration_us
         waiting: DecodedSample | None = None
-        number = 0
+        number, keyframes = 0, -1
         for number, frame in enumerate(decoder.everything(), 1):
-            t_us = scaled_one(number - 1, frame_us)
-            bucket, start_us = self._numbered(frame, number - 1, waiting)
-            if waiting and bucket == waiting.bucket:
+            keyframes += number == 1 or frame.key_frame
+            bucket, start_us = self._numbered(number - 1, keyframes)
+            if bucket < self.range.bucket_start or (waiting and bucket == waiting.bucket):
                 continue
+            if bucket >= self.range.bucket_end and not is_last:
+                break
+            t_us = scaled_one(number - 1, frame_us)
             rendered = self._render(frame) if t_us < self._end_us else None
             if rendered is None:
                 continue
             if waiting:
                 yield replace(waiting, end_us=start_us)
             else:
-                start_us = 0
+                start_us = self.range.start_us
             waiting = DecodedSample(bucket, None, t_us, start_us, start_us, rendered.picture)
         # Containers count packets that hold no picture, so only damage makes a shortfall a loss.
         end_us = self._end_us
@@ -194,23 +193,18 @@ class _Reader:
             end_us = max(end_us, waiting.start_us)
             yield replace(waiting, end_us=end_us)
         else:
-            end_us = 0
+            end_us = self.range.start_us
         if end_us < self._end_us:
             yield Gap(end_us, self._end_us, GapKind.DAMAGED, "frames do not decode")
 
-    def _numbered(
-        self, frame: VideoFrame, number: int, before: DecodedSample | None
-    ) -> tuple[int, int]:
+    def _numbered(self, number: int, keyframes: int) -> tuple[int, int]:
         """The bucket of a counted frame and where that bucket begins, in microseconds."""
         t_us = scaled_one(number, 1_000_000 * self.info.time_base)
         if self._grid.rate is not None:
             bucket = scaled_one(number, self.info.time_base * self._grid.rate)
             return bucket, scaled_one(bucket, 1_000_000 / self._grid.rate)
-        if self.sampling.mode is SamplingMode.EVERY_FRAME:
-            return number, t_us
-        if before is None:
-            return 0, t_us
-        return before.bucket + frame.key_frame, t_us
+        every = self.sampling.mode is SamplingMode.EVERY_FRAME
+        return (number if every else keyframes), t_us
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,7 +230,7 @@ class _Found:
         self._grid = grid
         self._render = render
         self._next = 0
-        self._stand_ins: dict[int, VideoFrame] = {}
+        self._stand_ins: dict[int, _Rendered] = {}
 
     def add(self, frame: VideoFrame, *, out_of_order: bool = False) -> None:
         """Take a frame if it is wanted, or if it may stand in for one of its bucket that should
@@ -260,18 +254,20 @@ class _Found:
                 and position not in self._stand_ins
                 and (out_of_order or pts > self._wanted[position])
             ):
-                self._stand_ins[position] = frame
+                rendered = self._render(frame)
+                if rendered is not None:
+                    self._stand_ins[position] = rendered
 
-    def missing(self) -> list[int]:
-        """Positions that neither came nor were given up."""
-        return [i for i in range(self._next, len(self._wanted)) if i not in self.samples]
+    def missing(self, until_pts: int) -> list[int]:
+        """Positions up to a timestamp that neither came nor were given up."""
+        end = bisect_right(self._wanted, until_pts)
+        return [i for i in range(self._next, end) if i not in self.samples]
 
     def give_up(self, lost: Iterable[int]) -> None:
         """Settle what will not come: by what stands in for it, else as lost."""
         for i in lost:
             if self.samples.get(i) is None:
-                stand_in = self._stand_ins.pop(i, None)
-                self.samples[i] = self._render(stand_in) if stand_in is not None else None
+                self.samples[i] = self._stand_ins.pop(i, None)
 
     def ready(self) -> Iterator[tuple[int, _Rendered | None]]:
         """Hand out, in order, what is settled up to the first that is not."""

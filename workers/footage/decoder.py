@@ -95,6 +95,8 @@ class Decoder:
         """Packets that did not decode."""
         self.fed: set[int] = set()
         """Timestamps of the wanted frames whose packets were decoded."""
+        self.latest_fed = -(2**63)
+        """The highest of them."""
         self._source = source
         self._beat = beat
         self._unwrapper: Unwrapper | None = None
@@ -158,6 +160,7 @@ class Decoder:
                     yield from self._decoded(waiting, only_references=not wanted)
             if hit and pts is not None:
                 agenda.feed(pts)
+                self.latest_fed = max(self.latest_fed, pts)
                 if agenda.next is None:
                     return _Ending.DONE
                 if splittable and agenda.next - pts > self._jump:

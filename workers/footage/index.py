@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workers.footage.intra import contradicts_keyframe, is_hidden
+from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
 from workers.footage.sample import Flags, Ints
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_DTS = -(2**63)
 """Stands in `Index.dts` for a packet without a decoding timestamp."""
 
-_KEYFRAMES_COMPARED = 512
+KEYFRAMES_COMPARED = 512
 """Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
 _AVI_WITHOUT_PTS = frozenset(("mpeg4", "h264", "hevc"))
 """Codecs with reordered frames, which AVI stores without presentation timestamps."""
@@ -139,9 +139,10 @@ def read_index(
         shift = unwrapper.shift(packet.dts, packet.duration)
         damaged += packet.is_corrupt
         key = packet.is_keyframe
-        if key and compared < _KEYFRAMES_COMPARED:
+        if key and compared < KEYFRAMES_COMPARED:
             compared += 1
-            contradictions += contradicts_keyframe(codec, extradata, bytes(packet))
+            head = bytes(memoryview(packet)[:HEAD_BYTES])
+            contradictions += contradicts_keyframe(codec, extradata, head)
         if packet.is_discard or packet.size == 0 or is_hidden(codec, memoryview(packet)):
             continue
         if packet.pts is None:

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+HEAD_BYTES = 2**14
+"""Bytes of a keyframe's packet that are looked at: its first slices begin there."""
+
 _H264_SLICE, _H264_IDR = 1, 5
 _H264_INTRA_SLICES = frozenset((2, 4, 7, 9))
 _HEVC_FIRST_NON_VCL, _HEVC_IRAP = 32, range(16, 24)
@@ -20,7 +23,8 @@ _START_CODE = b"\x00\x00\x01"
 def contradicts_keyframe(codec: str, extradata: bytes, packet: bytes) -> bool:
     """True where a packet marked as a keyframe holds a picture that needs others.
 
-    False for an intra picture, and for codecs and packets whose headers are not understood.
+    `packet`: its first HEAD_BYTES at least. False for an intra picture, and for codecs and packets
+    whose headers are not understood.
     """
     match codec:
         case "h264":
@@ -40,9 +44,14 @@ def contradicts_keyframe(codec: str, extradata: bytes, packet: bytes) -> bool:
     return False
 
 
+def may_hide(codec: str) -> bool:
+    """True for codecs of which every packet must be looked at to tell whether it is shown."""
+    return codec == "vp8"
+
+
 def is_hidden(codec: str, packet: memoryview) -> bool:
     """True for a packet whose picture is never shown: a VP8 reference frame (RFC 6386 9.1)."""
-    return codec == "vp8" and len(packet) > 0 and not packet[0] >> 4 & 1
+    return may_hide(codec) and len(packet) > 0 and not packet[0] >> 4 & 1
 
 
 def _h264_needs_others(extradata: bytes, packet: bytes) -> bool:

@@ -7,13 +7,18 @@ held as RGB. Rotation and fitting then work on the small picture.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import cast
 
 import av.error
 import cv2
 import numpy as np
+from av.buffer import Buffer
 from av.filter import Graph
+from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -44,6 +49,8 @@ _COLORSPACES = {
     10: Colorspace.BT2020,
 }
 """ITU-T H.273 table 4 to the scaler's names."""
+_MATRIX = struct.Struct("=ii4xii16x")
+"""The four numbers of a display matrix that turn: x' = a x + c y, y' = b x + d y."""
 _PQ, _HLG = 16, 18
 """ITU-T H.273 table 3: the transfer characteristics of high dynamic range."""
 
@@ -54,24 +61,52 @@ def upright_size(width: int, height: int, pixel_aspect: Fraction, rotation: int)
     return (height, shown) if rotation in (90, 270) else (shown, height)
 
 
+def orientation(frame: VideoFrame) -> tuple[int, bool]:
+    """How the coded picture is turned upright: degrees clockwise (0, 90, 180 or 270), and whether
+    it is then mirrored left to right. By the display matrix, as the nearest of those eight."""
+    side_data = cast(Mapping[Type, Buffer], frame.side_data)
+    if Type.DISPLAYMATRIX not in side_data:
+        return 0, False
+    data = bytes(side_data[Type.DISPLAYMATRIX])
+    if len(data) < _MATRIX.size:
+        return 0, False
+    a, b, c, d = _MATRIX.unpack_from(data)
+    mirrored = a * d - b * c < 0
+    if mirrored:
+        a, c = -a, -c
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return (90 if c < 0 else 270), mirrored
+    return (180 if a < 0 else 0), mirrored
+
+
 class Renderer:
     """Makes pictures of one video's frames; sizes and formats may change from frame to frame."""
 
-    def __init__(self, size: int, fit: Fit, *, rotation: int, pixel_aspect: Fraction) -> None:
-        """`rotation` in degrees clockwise, `pixel_aspect` the width of a pixel by its height."""
+    def __init__(self, size: int, fit: Fit, *, pixel_aspect: Fraction) -> None:
+        """`pixel_aspect`: the width of a pixel by its height."""
         self._size = size
         self._fit = fit
-        self._rotation = rotation
         self._pixel_aspect = pixel_aspect
         self._scaler = VideoReformatter()
+        self._turn: float | None = None
+        self._upright = (0, False)
+
+    def _orientation(self, frame: VideoFrame) -> tuple[int, bool]:
+        # Side data make a frame a part of a reference cycle, which keeps its megabytes until the
+        # garbage collector comes by; so they are looked at only where the turn has changed.
+        if frame.rotation != self._turn:
+            self._turn, self._upright = frame.rotation, orientation(frame)
+        return self._upright
 
     def picture(self, frame: VideoFrame) -> Picture:
         """The frame as a size x size picture: upright, square pixels, full-range RGB in sRGB.
 
-        Raises av.error.FFmpegError for a frame that the scaler refuses.
+        With the fit `tiles` only the shorter side is `size`, and `tiles` cuts the squares. Raises
+        av.error.FFmpegError for a frame that the scaler refuses.
         """
         transfer = frame.color_trc
         aspect = self._pixel_aspect
+        rotation, mirrored = self._orientation(frame)
         if frame.interlaced_frame:
             frame = _deinterlaced(frame)
         shown = max(1, round(frame.width * aspect))
@@ -97,8 +132,11 @@ class Renderer:
             if high_range
             else scaled.astype(np.uint8, copy=False)
         )
-        if self._rotation:
-            picture = np.rot90(picture, -self._rotation // 90)
+        picture = np.rot90(picture, -rotation // 90)
+        if mirrored:
+            picture = picture[:, ::-1]
+        if self._fit is Fit.TILES:
+            return np.ascontiguousarray(picture)
         return _fitted(picture, self._size)
 
 
@@ -113,7 +151,7 @@ def _scaled_size(width: int, height: int, size: int, fit: Fit) -> tuple[int, int
     if fit is Fit.SQUASH:
         return size, size
     short, long = min(width, height), max(width, height)
-    if fit is Fit.CROP:
+    if fit in (Fit.CROP, Fit.TILES):
         other = min(size * long // short, size * _LONGEST_SIDES)
         return (other, size) if width >= height else (size, other)
     other = max(1, size * short // long)
@@ -129,6 +167,19 @@ def _fitted(picture: Picture, size: int) -> Picture:
     square = np.zeros((size, size, 3), np.uint8)
     square[-top or 0 : height - top, -left or 0 : width - left] = picture
     return square
+
+
+def tiles(picture: Picture) -> tuple[Picture, ...]:
+    """The squares of a picture over its longer side: at its beginning, its middle and its end.
+
+    They overlap in a picture less than three times as long as wide, and are alike in a square.
+    """
+    height, width = picture.shape[:2]
+    size, spare = min(height, width), abs(height - width)
+    return tuple(
+        picture[:, at : at + size] if width > height else picture[at : at + size]
+        for at in (0, spare // 2, spare)
+    )
 
 
 def _deinterlaced(frame: VideoFrame) -> VideoFrame:
@@ -215,7 +266,8 @@ def encode_jpeg(picture: Picture) -> bytes:
 
 
 def load_picture(data: bytes, size: int, fit: Fit) -> Picture:
-    """An example picture file as a size x size picture, turned upright by its EXIF orientation.
+    """An example picture file as a size x size picture, turned upright by its EXIF orientation;
+    one square, its middle, for `tiles` too.
 
     ValueError, with one line, for what is no picture or has more than 100 million pixels.
     """

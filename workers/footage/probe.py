@@ -14,8 +14,9 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
-from workers.footage.index import Index, read_index
-from workers.footage.picture import upright_size
+from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
+from workers.footage.intra import HEAD_BYTES, may_hide
+from workers.footage.picture import orientation, upright_size
 from workers.footage.sample import scaled_one
 from workers.footage.source import FootageError, Rejected, RejectKind, Source
 
@@ -23,6 +24,10 @@ __all__ = ["FootageError", "RejectKind", "Rejected", "probe"]
 
 MAX_PACKETS = 2**25
 """Packets of one stream, 77 hours at 120 frames a second; above it the file is refused."""
+
+MAX_SCANNED_BYTES = 2**40
+"""Bytes that are read for an index at most: above a tebibyte, hours of reading, a file is refused
+unless it is an MP4 whose tables tell its packets."""
 
 _PEEKED_PACKETS = 240
 """Packets tried for the first picture; a stream joined in the middle decodes from its keyframe."""
@@ -52,11 +57,18 @@ _TRANSFERS = {
 def probe(path: str) -> tuple[VideoInfo, Index]:
     """The facts about a video file and the index of its analysed stream.
 
-    `path` may hold surrogate escapes for bytes that are not UTF-8. Reads the whole file once.
+    `path` may hold surrogate escapes for bytes that are not UTF-8. Reads the whole file once; of
+    an MP4 that is not fragmented, its tables and little else.
     Raises Rejected, with cause and remedy in one line, for what cannot be analysed.
     """
     name = shown_path(os.fsencode(path))
-    with Source(path) as source:
+    with Source(path, skimmable=True) as source:
+        if not source.skims and (size := os.stat(path).st_size) > MAX_SCANNED_BYTES:
+            raise Rejected(
+                RejectKind.TOO_LARGE,
+                f"{name}: all of its {size} bytes would have to be read for an index; copy it "
+                "into MP4, or cut it into parts",
+            )
         peek = _Peek(source)
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
@@ -95,17 +107,20 @@ def probe(path: str) -> tuple[VideoInfo, Index]:
 
 @dataclass
 class _Peek:
-    """Decodes the first picture out of packets that pass by."""
+    """Decodes the first picture out of packets that pass by; then no picture is read any more."""
 
     source: Source
     frame: VideoFrame | None = None
 
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
-        left = _PEEKED_PACKETS
+        left, skimming = _PEEKED_PACKETS, may_hide(self.source.codec)
         for packet in packets:
             if self.frame is None and left and packet.stream_index == self.source.stream.index:
                 left -= 1
                 self.frame = self._decode(packet)
+            elif not skimming:
+                skimming = True
+                self.source.skim(KEYFRAMES_COMPARED, HEAD_BYTES)
             yield packet
         if self.frame is None and left:
             self.frame = self._decode(None)
@@ -130,8 +145,7 @@ def _nominal_rate(source: Source) -> Fraction:
 def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoInfo:
     stream, context = source.stream, source.stream.codec_context
     pixel_format = frame.format if frame else context.format
-    # PyAV tells the turn against the clock.
-    rotation = -round(frame.rotation / 90) * 90 % 360 if frame else 0
+    rotation, mirrored = orientation(frame) if frame else (0, False)
     width, height = upright_size(
         frame.width if frame else context.width,
         frame.height if frame else context.height,
@@ -167,7 +181,9 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         warnings=(
             *_warnings_of_time(indexed_us, header_us, missing_us, frame_rate),
             *_warnings_of_packets(source, index, frame),
+            *(("mirrored by its metadata, and shown so",) if mirrored else ()),
         ),
+        created=source.created,
     )
 
 

@@ -19,6 +19,10 @@ from storage.records import FrameRange, Sampling, SamplingMode, VideoInfo
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
+DUPLICATE_WINDOW = 30
+"""Buckets after which the search for duplicates begins anew. Ranges of a sampling that skips them
+begin at multiples of it, so that what is skipped does not depend on how a video was cut."""
+
 _INT64_MAX = 2**63 - 1
 
 

@@ -8,6 +8,7 @@ FootageError            the file cannot be read now, or is not the file that was
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ import av
 import av.error
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition, Stream
+from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
+from workers.footage.skim import BUFFER_BYTES, Extent, SkimmedFile, media_extents
 
 MAX_PIXELS = 8192 * 8192
 """Coded pictures above this are refused: one of them in memory is 100 MB and more."""
@@ -36,6 +38,10 @@ _FORMATS = (
 devices name other files, so none of them stands here."""
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "enable_drefs": "0"}
 _LISTS = (b"#EXTM3U", b"ffconcat", b"<MPD", b"[playlist]", b"v=0\r\n", b"v=0\n", b"RTSPtext")
+
+_CREATED = ("com.apple.quicktime.creationdate", "creation_time", "date_recorded", "date")
+"""Metadata that tell when something was recorded; Apple's is the only one in local time."""
+_LONGEST_CREATED = 100
 
 _OPEN_TIMEOUT_S = 60.0
 _READ_TIMEOUT_S = 30.0
@@ -125,43 +131,60 @@ def _refuse_unsuitable(path: str) -> None:
 class Source:
     """An open video file and its analysed stream. A context manager; `close` may be repeated."""
 
-    def __init__(self, path: str, stream_index: int | None = None) -> None:
-        """Open a file and choose its stream: the given one, else as `choose_stream` does.
+    def __init__(
+        self, path: str, stream_index: int | None = None, *, skimmable: bool = False
+    ) -> None:
+        """Open a file and choose its stream: the given one, else the default or largest.
 
-        Raises Rejected, and never an error of the operating system or of FFmpeg.
+        `skimmable` readies it for `skim`. Raises Rejected, and never an error of the operating
+        system or of FFmpeg.
         """
         self.path = path
         self.damaged_reads = 0
         """Reads that failed and were passed over."""
         self._pinned = stream_index
-        self._open()
+        self._skimmed: SkimmedFile | None = None
+        self._media: list[Extent] | None = None
+        self._open(skimmable)
 
-    def _open(self) -> None:
+    def _open(self, skimmable: bool) -> None:
         try:
             _refuse_unsuitable(self.path)
-            # The prefix keeps names such as `concat:a|b`, `-` and `http://...` names of files.
-            self._container: InputContainer = av.open(
-                f"file:{self.path}",
-                container_options=_OPTIONS,
-                metadata_errors="replace",
-                timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
-            )
+            self._media = media_extents(self.path)
+            if self._media is not None and skimmable:
+                self._skimmed = SkimmedFile(self.path)
+            self._container = self._opened()
         except Rejected:
             raise
         except (OSError, ValueError, av.error.FFmpegError) as error:
+            self._close_skimmed()
             raise rejection(self.path, error) from error
         try:
             self.container: str = self._container.format.name
             self.stream, self.stream_reason = self._choose(self._pinned)
             self._configure()
         except BaseException:
-            self._container.close()
+            self.close()
             raise
+
+    def _opened(self) -> InputContainer:
+        # Where there is a table of keyframes, it is asked and not a parser of packets, so that
+        # indexes and decoders agree on them, whether packets were read or skimmed.
+        options = _OPTIONS if self._media is None else _OPTIONS | {"fflags": "+noparse"}
+        return av.open(
+            # The prefix keeps names such as `concat:a|b`, `-` and `http://...` names of files.
+            self._skimmed or f"file:{self.path}",
+            "r",
+            container_options=options,
+            metadata_errors="replace",
+            timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
+            buffer_size=BUFFER_BYTES,
+        )
 
     def rewind(self) -> None:
         """Go back to the first packet by opening the file again, which every container can do."""
         self.close()
-        self._open()
+        self._open(skimmable=False)
 
     def __enter__(self) -> Self:
         return self
@@ -177,6 +200,29 @@ class Source:
     def close(self) -> None:
         """Give the file back."""
         self._container.close()
+        self._close_skimmed()
+
+    def _close_skimmed(self) -> None:
+        if self._skimmed is not None:
+            self._skimmed.close()
+            self._skimmed = None
+
+    @property
+    def skims(self) -> bool:
+        """Whether `skim` spares reading the pictures."""
+        return self._skimmed is not None
+
+    def skim(self, keyframes: int, head_bytes: int) -> None:
+        """From now on give packets without their pictures, where the container's tables suffice:
+        zeros, except for the heads of the first `keyframes` keyframes."""
+        if self._skimmed is None or self._media is None:
+            return
+        marked = (entry for entry in self.stream.index_entries if entry.is_keyframe)
+        heads = [
+            (entry.pos, entry.pos + min(entry.size, head_bytes))
+            for entry in itertools.islice(marked, keyframes)
+        ]
+        self._skimmed.skip(self._media, but=heads)
 
     @property
     def codec(self) -> str:
@@ -208,6 +254,16 @@ class Source:
     def container_us(self) -> int | None:
         """Duration of the longest stream by the header, in microseconds."""
         return self._container.duration
+
+    @property
+    def created(self) -> str | None:
+        """When it was recorded by the container's or the stream's metadata, as written there."""
+        for tags in (self._container.metadata, self.stream.metadata):
+            known = {name.casefold(): value for name, value in tags.items()}
+            for name in _CREATED:
+                if known.get(name):
+                    return known[name][:_LONGEST_CREATED]
+        return None
 
     @property
     def start_us(self) -> int:
@@ -257,6 +313,9 @@ class Source:
         """The stream's packets (or those of all streams) from here to the end of the file; damaged
         reads are passed over. Raises FootageError where the storage fails.
         """
+        for other in self._container.streams:
+            unread = not every_stream and other.index != self.stream.index
+            other.discard = Discard.all if unread else Discard.default
         failures = 0
         while failures < _FAILED_READS:
             demuxed = self._container.demux(() if every_stream else self.stream)
@@ -268,7 +327,7 @@ class Source:
             except av.error.InvalidDataError:
                 failures += 1
                 self.damaged_reads += 1
-            except av.error.FFmpegError as error:
+            except (av.error.FFmpegError, OSError) as error:
                 raise FootageError(str(rejection(self.path, error))) from error
             else:
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Protocol, TypeVar
 
 from storage.records import Gap, GapKind
@@ -33,7 +33,7 @@ def watched(
     start_us: int,
     end_us: int,
     stall_s: float,
-) -> Iterator[_Result | Gap]:
+) -> Generator[_Result | Gap]:
     """The results of `read(beat)`, made in a thread of their own, and a `stalled` gap up to
     `end_us` where `beat` was not called for `stall_s` seconds.
 

@@ -1,0 +1,127 @@
+"""MP4 and QuickTime files read without their pictures.
+
+Such a file's tables tell all about its packets but what is in them. So the demuxer is given a file
+whose media data are zeros that cost no reading, and gives the very packets that it gives otherwise,
+with the same timestamps, durations, marks and sizes: planning a video on network storage transfers
+its tables and a few kilobytes a keyframe. (Box layout: ISO/IEC 14496-12, 4.2 and 8.1.)
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable
+
+Extent = tuple[int, int]
+"""Offsets [start, end) of bytes in a file."""
+
+BUFFER_BYTES = 2**18
+"""Bytes that the demuxer asks for at a time; zeros cost less by the large piece."""
+
+_FIRST_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"))
+_MOST_BOXES = 4096
+_ZEROS = bytes(BUFFER_BYTES)
+
+
+def media_extents(path: str) -> list[Extent] | None:
+    """Where the media data of an MP4 or QuickTime file lie, ascending.
+
+    None for other files, and for those whose tables do not stand in one whole `moov` box:
+    fragmented and damaged ones. Raises OSError.
+    """
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        boxes = _boxes(file.fileno(), 0, size)
+        if not boxes or boxes[0][0] not in _FIRST_BOXES:
+            return None
+        kinds = [kind for kind, _start, _end in boxes]
+        if kinds.count(b"moov") != 1 or b"moof" in kinds:
+            return None
+        _kind, start, end = boxes[kinds.index(b"moov")]
+        inside = _boxes(file.fileno(), start, end) if end <= size else []
+        if not inside or any(kind == b"mvex" for kind, _start, _end in inside):
+            return None
+        return [(start, min(end, size)) for kind, start, end in boxes if kind == b"mdat"]
+
+
+def _boxes(descriptor: int, at: int, end: int) -> list[tuple[bytes, int, int]]:
+    """Kind and content of the boxes that follow each other there; none where they do not."""
+    boxes: list[tuple[bytes, int, int]] = []
+    while at + 8 <= end:
+        head = os.pread(descriptor, 16, at)
+        length, kind, content = int.from_bytes(head[:4], "big"), head[4:8], at + 8
+        if length == 1:
+            length, content = int.from_bytes(head[8:16], "big"), at + 16
+        elif length == 0:
+            length = end - at
+        if at + length < content or len(boxes) == _MOST_BOXES:
+            return []
+        boxes.append((kind, content, at + length))
+        at += length
+    return boxes
+
+
+class SkimmedFile:
+    """A file as PyAV reads one: all of it, until `skip` says what of it is not needed."""
+
+    name = "skimmed"
+
+    def __init__(self, path: str) -> None:
+        """Raises OSError."""
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- closed by `close`
+        self._descriptor = self._file.fileno()
+        self._size = os.fstat(self._descriptor).st_size
+        self._at = 0
+        self._real: list[Extent] = [(0, self._size)]
+        self._starts = [0]
+
+    def skip(self, media: Iterable[Extent], but: Iterable[Extent]) -> None:
+        """From now on, give zeros for the media data except for the extents `but`."""
+        real = list(but)
+        at = 0
+        for start, end in media:
+            real.append((at, start))
+            at = end
+        real.append((at, self._size))
+        self._real = sorted(extent for extent in real if extent[0] < extent[1])
+        self._starts = [start for start, _end in self._real]
+        if hasattr(os, "posix_fadvise"):
+            # Reading ahead would bring what is not needed.
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, count: int) -> bytes:
+        """At most `count` of the next bytes, real or zeros; none at the end."""
+        start = self._at
+        end = self._at = max(start, min(start + min(count, BUFFER_BYTES), self._size))
+        first = max(0, bisect_right(self._starts, start) - 1)
+        parts: dict[int, bytes] = {}
+        for real_start, real_end in self._real[first:]:
+            if real_start >= end:
+                break
+            low, high = max(start, real_start), min(end, real_end)
+            if low < high:
+                parts[low] = os.pread(self._descriptor, high - low, low)
+        if not parts:
+            return _ZEROS[: end - start]
+        if len(parts) == 1 and len(parts.get(start, b"")) == end - start:
+            return parts[start]
+        piece = bytearray(end - start)
+        for low, data in parts.items():
+            piece[low - start : low - start + len(data)] = data
+        return bytes(piece)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset and return it."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError("before the beginning of the file")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        """The offset of the next byte."""
+        return self._at
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
