@@ -14,6 +14,9 @@ from storage.database import DatabaseError, check, connect
 from storage.exits import ExitCode
 from storage.settings import StorageSettings
 from workers.app import make_app
+from workers.limits import is_resting
+from workers.settings import QueueSettings
+from workers.shared import Shared
 
 
 def main() -> int:
@@ -38,7 +41,15 @@ def main() -> int:
     except QueueUnavailable as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return ExitCode.QUEUE
-    Feeder(engine, publisher(app), SchedulerSettings(), job_id=arguments.job).run(stop)
+    queue = QueueSettings()
+    shared = Shared(queue.broker_url.get_secret_value(), queue.queue)
+    Feeder(
+        engine,
+        publisher(app),
+        SchedulerSettings(),
+        job_id=arguments.job,
+        resting=lambda: is_resting(shared),
+    ).run(stop)
     return ExitCode.OK
 
 

@@ -11,9 +11,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import Engine
 
 from scheduler.settings import SchedulerSettings
@@ -60,11 +63,22 @@ def check_broker(app: Celery) -> None:
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
+    except (KeyError, ValueError, ImportError):
+        raise QueueUnavailable(
+            "the queue's address is none of a Redis: set NIGHTREEL_BROKER_URL to redis://HOST:PORT/0"
+        ) from None
     except (OperationalError, OSError) as error:
         raise QueueUnavailable(
             f"the queue at {broker_address(app)} does not answer: "
             "start Redis there, or set NIGHTREEL_BROKER_URL"
         ) from error
+
+
+def remove_queue(broker_url: str, queue: str) -> None:
+    """Remove a queue of one run from a Redis that goes on; what cannot be removed is left."""
+    with suppress(RedisError), Redis.from_url(broker_url, socket_timeout=5) as redis:
+        kept = f"_kombu.binding.{queue}", f"_kombu.binding_permanent.{queue}"
+        redis.delete(queue, *kept)
 
 
 class Feeder:
@@ -77,12 +91,15 @@ class Feeder:
         settings: SchedulerSettings,
         *,
         job_id: int | None = None,
+        resting: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`resting` says whether the workers' API is away, so that tasks are better kept."""
         self._engine = engine
         self._publish = publish
         self._settings = settings
         self._job_id = job_id
+        self._resting = resting
         self._clock = clock
         self._next_sweep = clock()
         self._rest_until = 0.0
@@ -107,7 +124,7 @@ class Feeder:
                 )
         for closed in with_retries(lambda: ledger.close_finished(self._engine, self._job_id)):
             log.info("job %d: video %d is %s", closed.job_id, closed.video_id, closed.state)
-        if now < self._rest_until:
+        if now < self._rest_until or self._resting():
             return 0
         task_ids = with_retries(
             lambda: ledger.feed(self._engine, self._settings.window, self._job_id)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,12 @@ def hang_up(handler: Handler, _: dict[str, Any]) -> None:
     handler.end_headers()
     handler.wfile.write(b'{"embeddings": [')
     handler.wfile.flush()
+    handler.close_connection = True
+
+
+def half_close(handler: Handler, _: dict[str, Any]) -> None:
+    """Say nothing more, and go on listening."""
+    handler.connection.shutdown(socket.SHUT_WR)
     handler.close_connection = True
 
 

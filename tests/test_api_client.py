@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract_server import ContractServer, answer_with, contract_server, drip, hang_up
+from contract_server import (
+    ContractServer,
+    answer_with,
+    contract_server,
+    drip,
+    half_close,
+    hang_up,
+)
 
 from storage.records import Label, LabelSet
 from workers.api import ApiClient, FrameRefused, JobPaused, JobStopped, Outage
@@ -132,15 +139,33 @@ def test_retry_after_is_honoured(server: ContractServer) -> None:
     [
         answer_with(503, {"message": "loading"}),
         hang_up,
+        half_close,
         drip,
         answer_with(200, None, raw=b"<html>proxy</html>"),
+        answer_with(429, {}),
         answer_with(200, {"embeddings": []}),
+        answer_with(200, {"embeddings": [[1.0, 2.0], [2.0, 1.0]]}),
+        answer_with(200, {"embeddings": [[1.0, 2.0], [2.0]]}),
         answer_with(200, {"embeddings": [[float("nan")] * 8]}),
         answer_with(200, {"embeddings": [[0.0] * 8]}),
         answer_with(200, {"embeddings": "yes"}),
         answer_with(500, {"message": "Internal error."}),
     ],
-    ids=["503", "cut", "dripping", "html", "none", "NaN", "zero", "text", "500"],
+    ids=[
+        "503",
+        "cut",
+        "half-closed",
+        "dripping",
+        "html",
+        "429",
+        "none",
+        "two",
+        "ragged",
+        "NaN",
+        "zero",
+        "text",
+        "500",
+    ],
 )
 def test_trouble_that_stays_is_an_outage(server: ContractServer, trouble: Any) -> None:
     """A server that keeps failing is an outage, after few tries and in bounded time."""
@@ -150,6 +175,46 @@ def test_trouble_that_stays_is_an_outage(server: ContractServer, trouble: Any) -
     with pytest.raises(Outage):
         api.embed_images(pictures(1))
     assert len(api.waits) < 5  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "similarity",
+    [[float("nan"), 0.2], [float("inf"), 0.2], [0.2], [0.2, 0.2, 0.2], [[0.2, 0.2]], "yes", None],
+    ids=["NaN", "infinite", "fewer", "more", "nested", "text", "null"],
+)
+def test_similarities_that_are_none_are_an_outage(server: ContractServer, similarity: Any) -> None:
+    """What cannot be the cosines that were asked for is never taken for them."""
+    api = client(server, api_way="compare")
+    server.always = answer_with(200, {"similarity": similarity})
+    with pytest.raises(Outage):
+        api.compare(pictures(1)[0], ["a", "b"])
+    assert len(api.waits) < 5  # type: ignore[attr-defined]
+
+
+def test_a_batch_that_comes_back_short_is_asked_picture_by_picture(server: ContractServer) -> None:
+    """Should an endpoint begin to stack lists later on, no picture gets another one's vector."""
+    api = client(server)
+    api.endpoint()
+    alone = [api.embed_images([one])[0] for one in pictures(3)]
+    server.stacks_lists = True
+    together = api.embed_images(pictures(3))
+    assert np.array_equal(np.stack(together), np.stack(alone))  # type: ignore[arg-type]
+
+
+def test_trying_again_ends_in_bounded_time(server: ContractServer) -> None:
+    """However many tries are allowed, none begins later than two minutes after the first."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    settings = WorkerSettings(api_url=server.url, api_attempts=1000)
+    api = ApiClient(settings, sleep=sleep, uniform=lambda _, high: high, clock=lambda: now[0])
+    api.endpoint()
+    server.always = answer_with(503, {}, {"Retry-After": "7"})
+    with pytest.raises(Outage):
+        api.embed_images(pictures(1))
+    assert 100 < now[0] <= 120
 
 
 def test_nobody_there_is_an_outage() -> None:

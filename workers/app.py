@@ -18,8 +18,12 @@ CLASSIFY_RANGE = "nightreel.classify_range"
 def make_app(settings: QueueSettings | None = None) -> Celery:
     """Return the Celery app for the broker that the environment (or `settings`) names."""
     settings = settings or QueueSettings()
-    app = Celery("nightreel", broker=settings.broker_url.get_secret_value())
+    broker_url = settings.broker_url.get_secret_value()
+    app = Celery("nightreel", broker=broker_url)
     app.conf.update(
+        # Named twice, or Celery takes CELERY_BROKER_URL from the environment before ours.
+        broker_read_url=broker_url,
+        broker_write_url=broker_url,
         include=["workers.tasks"],
         task_default_queue=settings.queue,
         task_serializer="json",

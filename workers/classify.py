@@ -1,11 +1,13 @@
 """One frame range: decode its samples, embed them through the API, score the labels.
 
 Decoding and HTTP overlap: this thread decodes and encodes, a few threads wait for answers, and at
-most `in_flight` requests are under way, so that memory is bounded by those and one batch.
+most `in_flight` requests are under way; as many answers may wait behind a late one, so that memory
+is bounded.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,17 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.records import (
+    Fit,
     Gap,
     GapKind,
     LabelSet,
     Prediction,
     RangeResult,
     SampleResult,
+    Sampling,
     Usage,
 )
 from workers.api import ApiClient, FrameRefused, Vectors
+from workers.calls import prompts_of
 from workers.footage.decode import DecodedSample
-from workers.footage.picture import encode_jpeg
+from workers.footage.duplicates import Duplicates, is_audited
+from workers.footage.picture import Picture, encode_jpeg, tiles
 
 LOGIT_SCALE = 100.0
 """CLIP's own: confidence over a label set is softmax(100 x cosine)."""
@@ -63,7 +69,7 @@ def embed_labels(labels: LabelSet, client: ApiClient) -> Vectors:
     example pictures (nearest centroid); a label with both gets the mean of the two, so that its
     similarity is the mean of the two cosines. Raises ApiError.
     """
-    texts = list(dict.fromkeys(p for label in labels.labels for p in label.prompts))
+    texts = prompts_of(labels)
     of_text = dict(zip(texts, client.embed_texts(texts), strict=True)) if texts else {}
     rows = []
     for label in labels.labels:
@@ -97,7 +103,7 @@ def prompt_weights(labels: LabelSet, client: ApiClient) -> LabelPrompts:
     of the mean, and that length follows from the prompts' cosines with each other:
     |mean|^2 = sum of all pairwise cosines / n^2. Raises ApiError.
     """
-    prompts = tuple(dict.fromkeys(p for label in labels.labels for p in label.prompts))
+    prompts = prompts_of(labels)
     column = {prompt: at for at, prompt in enumerate(prompts)}
     weights = np.zeros((len(labels.labels), len(prompts)), dtype=np.float32)
     for row, label in enumerate(labels.labels):
@@ -126,14 +132,17 @@ def predictions_of(similarity: npt.NDArray[np.floating], top_n: int) -> tuple[Pr
 
 
 def score_vectors(vectors: npt.NDArray[np.float16], labels: LabelVectors) -> Vectors:
-    """Return similarities, samples x labels float32, from vectors as they are stored.
+    """Return similarities, samples x labels float32, from vectors as they are stored. Of a sample
+    of several squares, whose vectors stand one after the other, the best counts.
 
     Summed in float64 and rounded to six decimals, far below what a JPEG disturbs, so that a number
     does not depend on how many samples were scored together: one computed now and one recomputed
     from the database years later are the same.
     """
-    product = vectors.astype(np.float64) @ labels.matrix.T.astype(np.float64)
-    return np.round(product, 6).astype(np.float32)
+    wide = labels.matrix.T.astype(np.float64)
+    squares = vectors.astype(np.float64).reshape(-1, len(wide)) @ wide
+    best = squares.reshape(len(vectors), -1, wide.shape[1]).max(axis=1)
+    return np.asarray(np.round(best, 6), dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,117 +153,161 @@ class _Slot:
     t_us: int
     start_us: int
     end_us: int
+    reused_from: int | None
+    audit_of: int | None
+
+
+_Answers = list[Vectors | FrameRefused]
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a range has given so far."""
+class _Pipeline:
+    """What of a range waits for answers, and what it has given so far."""
 
+    client: ApiClient
+    labels: Labels
+    fit: Fit
+    top_n: int
+    in_flight: int
+    pool: ThreadPoolExecutor
     samples: list[SampleResult] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
     vectors: list[npt.NDArray[np.float16]] = field(default_factory=list)
+    _slots: list[_Slot] = field(default_factory=list)
+    _jpegs: list[bytes] = field(default_factory=list)
+    """Of the squares of those slots that are sent."""
+    _waiting: deque[tuple[list[_Slot], Future[_Answers]]] = field(default_factory=deque)
+    _last_sent: _Answers = field(default_factory=list)
+    """What duplicates take over."""
+
+    def add(self, slot: _Slot, picture: Picture) -> None:
+        """Send a sample, or let it wait for what it takes over."""
+        self._slots.append(slot)
+        if slot.reused_from is None:
+            squares = tiles(picture) if self.fit is Fit.TILES else (picture,)
+            self._jpegs.extend(encode_jpeg(square) for square in squares)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is ready that it should be sent: whole calls, of whole samples."""
+        return len(self._jpegs) >= self._batch * self.fit.squares
+
+    def send(self) -> None:
+        """Send what is ready; waits for older answers while too many are under way."""
+        if len(self._waiting) == 2 * self.in_flight:
+            self._collect()
+        if self._slots:
+            self._waiting.append((self._slots, self.pool.submit(self._ask, self._jpegs)))
+            self._slots, self._jpegs = [], []
+
+    def finish(self) -> None:
+        """Send the rest and wait for all answers."""
+        self.send()
+        while self._waiting:
+            self._collect()
+
+    @property
+    def _batch(self) -> int:
+        return self.client.endpoint().batch if isinstance(self.labels, LabelVectors) else 1
+
+    def _ask(self, jpegs: list[bytes]) -> _Answers:
+        if isinstance(self.labels, LabelVectors):
+            calls = [jpegs[at : at + self._batch] for at in range(0, len(jpegs), self._batch)]
+            return [answer for call in calls for answer in self.client.embed_images(call)]
+        return [self.client.compare(jpeg, self.labels.prompts) for jpeg in jpegs]
+
+    def _collect(self) -> None:
+        slots, future = self._waiting.popleft()
+        answers = iter(future.result())
+        for slot in slots:
+            if slot.reused_from is not None:
+                self._record(slot, self._last_sent)
+                continue
+            mine = list(itertools.islice(answers, self.fit.squares))
+            if slot.audit_of is None:
+                self._last_sent = mine
+            self._record(slot, mine)
+
+    def _record(self, slot: _Slot, answers: _Answers) -> None:
+        squares: list[Vectors] = []
+        for answer in answers:
+            if isinstance(answer, FrameRefused):
+                kind = GapKind.API_REFUSED_FRAME
+                self.gaps.append(Gap(slot.start_us, slot.end_us, kind, str(answer)))
+                return
+            squares.append(answer)
+        if isinstance(self.labels, LabelVectors):
+            vector = np.concatenate(squares).astype("<f2")
+            self.vectors.append(vector)
+            similarity = score_vectors(vector[np.newaxis], self.labels)[0]
+        else:
+            cosines = [np.round(self.labels.weights @ square, 6) for square in squares]
+            similarity = np.max(cosines, axis=0)
+        self.samples.append(
+            SampleResult(
+                slot.bucket,
+                slot.t_us,
+                slot.start_us,
+                slot.end_us,
+                predictions_of(similarity, self.top_n),
+                slot.reused_from,
+                slot.audit_of,
+            )
+        )
 
 
 def classify_range(
     decoded: Iterable[DecodedSample | Gap],
     *,
+    sampling: Sampling,
+    fit: Fit,
     client: ApiClient,
     labels: Labels,
     top_n: int,
     in_flight: int,
     lost: Callable[[], bool] = lambda: False,
 ) -> RangeResult:
-    """Return all that one range gives: its samples with their best labels, its gaps, its vectors.
+    """Return all that one range gives: its samples with their best labels, its gaps, its vectors;
+    of its usage only the time of decoding, since what was called is known to the client.
 
-    `decoded` comes from `footage.decode.read_range`; a picture that the API refuses becomes a gap
-    over the interval it answers for. `lost` is asked between pictures. Raises ApiError for what
-    stops a whole task, LeaseLost, and whatever `decoded` raises.
+    `decoded` comes from `footage.decode.read_range` with this sampling and fit; a picture that the
+    API refuses becomes a gap over the interval it answers for, and over those of its duplicates
+    that were not sent. `lost` is asked between pictures. Raises ApiError for what stops a whole
+    task, LeaseLost, and whatever `decoded` raises.
     """
-    before = (
-        client.spent.image_calls,
-        client.spent.text_calls,
-        client.spent.bytes_sent,
-        client.spent.seconds,
-    )
-    found = _Found()
-    batch_size = client.endpoint().batch if isinstance(labels, LabelVectors) else 1
     decode_s = 0.0
-    batch: list[tuple[_Slot, bytes]] = []
-    waiting: deque[tuple[list[_Slot], Future[list[Vectors | FrameRefused]]]] = deque()
-
-    def ask(jpegs: list[bytes]) -> list[Vectors | FrameRefused]:
-        if isinstance(labels, LabelVectors):
-            return client.embed_images(jpegs)
-        return [client.compare(jpeg, labels.prompts) for jpeg in jpegs]
-
-    def send() -> None:
-        if len(waiting) == in_flight:
-            collect()
-        waiting.append(([slot for slot, _ in batch], pool.submit(ask, [jpeg for _, jpeg in batch])))
-        batch.clear()
-
-    def collect() -> None:
-        slots, answers = waiting.popleft()
-        for slot, answer in zip(slots, answers.result(), strict=True):
-            _record(found, slot, answer, labels, top_n)
-
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="api")
+    duplicates = Duplicates() if sampling.skip_duplicates else None
+    # Twice as many threads as the client lets onto the wire: the others prepare and read.
+    pool = ThreadPoolExecutor(2 * in_flight, thread_name_prefix="api")
+    pipeline = _Pipeline(client, labels, fit, top_n, in_flight, pool)
     try:
         start = time.perf_counter()
         for item in decoded:
             if lost():
                 raise LeaseLost
             if isinstance(item, Gap):
-                found.gaps.append(item)
+                pipeline.gaps.append(item)
             else:
-                slot = _Slot(item.bucket, item.t_us, item.start_us, item.end_us)
-                batch.append((slot, encode_jpeg(item.picture)))
+                pipeline.add(_slot(item, sampling, duplicates), item.picture)
             decode_s += time.perf_counter() - start
-            if len(batch) == batch_size:
-                send()
+            if pipeline.full:
+                pipeline.send()
             start = time.perf_counter()
-        if batch:
-            send()
-        while waiting:
-            collect()
+        pipeline.finish()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    spent = client.spent
-    vectors = np.stack(found.vectors) if found.vectors else None
+    vectors = np.stack(pipeline.vectors) if pipeline.vectors else None
     return RangeResult(
-        samples=tuple(found.samples),
-        gaps=tuple(sorted(found.gaps, key=lambda gap: gap.start_us)),
+        samples=tuple(pipeline.samples),
+        gaps=tuple(sorted(pipeline.gaps, key=lambda gap: gap.start_us)),
         vectors=vectors.astype("<f2").tobytes() if vectors is not None else None,
         dimension=vectors.shape[1] if vectors is not None else 0,
-        usage=Usage(
-            image_calls=spent.image_calls - before[0],
-            text_calls=spent.text_calls - before[1],
-            bytes_sent=spent.bytes_sent - before[2],
-            api_seconds=spent.seconds - before[3],
-            decode_seconds=decode_s,
-        ),
+        usage=Usage(decode_seconds=decode_s),
     )
 
 
-def _record(
-    found: _Found,
-    slot: _Slot,
-    answer: Vectors | FrameRefused,
-    labels: Labels,
-    top_n: int,
-) -> None:
-    if isinstance(answer, FrameRefused):
-        kind = GapKind.API_REFUSED_FRAME
-        found.gaps.append(Gap(slot.start_us, slot.end_us, kind, str(answer)))
-        return
-    if isinstance(labels, LabelVectors):
-        vector = answer.astype("<f2")
-        found.vectors.append(vector)
-        similarity = score_vectors(vector[np.newaxis], labels)[0]
-    else:
-        similarity = np.round(labels.weights @ answer, 6)
-    found.samples.append(
-        SampleResult(
-            slot.bucket, slot.t_us, slot.start_us, slot.end_us, predictions_of(similarity, top_n)
-        )
-    )
+def _slot(item: DecodedSample, sampling: Sampling, duplicates: Duplicates | None) -> _Slot:
+    source = duplicates.source(item.bucket, item.picture) if duplicates is not None else None
+    audited = source is not None and is_audited(item.bucket, sampling.audit)
+    sources = (None, source) if audited else (source, None)
+    return _Slot(item.bucket, item.t_us, item.start_us, item.end_us, *sources)

@@ -8,6 +8,13 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+MAX_BATCH = 8
+"""The real server answers 500 beyond this many pictures, or prompts of a comparison."""
+
+
+class KeyUnreadable(Exception):
+    """The file that should hold the API key cannot be read."""
+
 
 class KeyTransport(StrEnum):
     """Where a request carries the API key."""
@@ -52,7 +59,10 @@ class WorkerSettings(BaseSettings):
         default="ViT-B-16", description="model asked of an API that serves several"
     )
     api_in_flight: int = Field(
-        default=4, ge=1, le=64, description="requests under way at once in a worker process"
+        default=4, ge=1, le=64, description="most requests under way at once in a worker process"
+    )
+    api_max_rps: float | None = Field(
+        default=None, gt=0, description="most requests a second of all workers together"
     )
     api_connect_timeout_s: float = Field(default=5.0, gt=0, description="seconds to connect")
     api_read_timeout_s: float = Field(default=60.0, gt=0, description="seconds to wait for answers")
@@ -70,7 +80,7 @@ class WorkerSettings(BaseSettings):
     def key(self) -> str | None:
         """The API key, from the environment or from the secret file; None where none is set.
 
-        Raises ValueError, naming the file, where the secret file cannot be read.
+        Raises KeyUnreadable where the secret file cannot be read.
         """
         if self.api_key is not None:
             return self.api_key.get_secret_value().strip() or None
@@ -79,7 +89,7 @@ class WorkerSettings(BaseSettings):
         try:
             return self.api_key_file.read_text(encoding="utf-8").strip() or None
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
+            raise KeyUnreadable(
                 f"the API key file {self.api_key_file} cannot be read ({error}): "
                 "check NIGHTREEL_API_KEY_FILE"
             ) from error

@@ -12,19 +12,22 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
 
 from storage import ledger, results
-from storage.database import connect, with_retries
-from storage.ledger import Claim, IncompatiblePlan
-from storage.records import RangeResult, SampleResult
+from storage.database import DatabaseError, connect, with_retries
+from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
+from storage.records import LabelSet, RangeResult, SampleResult, Usage
 from storage.settings import StorageSettings
-from workers.api import ApiClient, ApiError, JobPaused, JobStopped, Outage
+from workers.api import ApiClient, ApiError, AtRest, JobPaused, JobStopped, Outage, Vectors
 from workers.app import CLASSIFY_RANGE, app
+from workers.budget import Budget
+from workers.calls import prompts_of, range_calls
 from workers.classify import (
     LabelPrompts,
     LabelVectors,
@@ -36,7 +39,8 @@ from workers.classify import (
     score_vectors,
 )
 from workers.footage.decode import FootageError, read_range
-from workers.settings import WorkerSettings
+from workers.settings import QueueSettings, WorkerSettings
+from workers.shared import Shared
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +49,66 @@ OUTAGE_DELAY_S = 15.0
 FAULT_BACKOFF_S = 5.0
 
 
+@dataclass(slots=True)
+class Account:
+    """What one attempt at a task costs."""
+
+    client: ApiClient
+    budget: Budget
+    committed: bool = False
+    _before: Usage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._before = self.client.spent
+
+    def spent(self, decode_seconds: float = 0.0) -> Usage:
+        """What was called since the attempt began."""
+        now, before = self.client.spent, self._before
+        return Usage(
+            now.image_calls - before.image_calls,
+            now.text_calls - before.text_calls,
+            now.bytes_sent - before.bytes_sent,
+            now.api_seconds - before.api_seconds,
+            decode_seconds,
+        )
+
+    def on_the_bill_of(self, result: RangeResult) -> RangeResult:
+        """The result with all that it has cost."""
+        return replace(result, usage=self.spent(result.usage.decode_seconds))
+
+
 class Process:
     """What a worker process holds: settings, its own database engine and its own API client."""
 
     def __init__(self) -> None:
         self.settings = WorkerSettings()
         self.engine: Engine = connect(StorageSettings().database_url)
-        self.client = ApiClient(self.settings)
+        queue = QueueSettings()
+        self.shared = Shared(queue.broker_url.get_secret_value(), queue.queue)
+        self.client = ApiClient(self.settings, self.shared)
         prefix = self.settings.worker_name or socket.gethostname()
         self.name = f"{prefix}/{os.getpid()}"
-        self._vectors: dict[tuple[int, str], LabelVectors] = {}
-        self._prompts: dict[int, LabelPrompts] = {}
+        self._vectors: dict[tuple[int, str], Vectors] = {}
 
-    def run(self, claim: Claim, lost: threading.Event) -> RangeResult:
+    @contextmanager
+    def paying(self, claim: Claim) -> Iterator[Account]:
+        """Within, calls are taken from the job's budget. What was called and is not committed is
+        recorded afterwards, and what was taken and not called is returned."""
+        account = Account(self.client, Budget(self.engine, claim.job_id))
+        self.client.wire.purse = account.budget
+        try:
+            yield account
+        finally:
+            try:
+                account.budget.close()
+                spent = account.spent()
+                if not account.committed and spent.bytes_sent:
+                    key = claim.job_id, claim.task_id, claim.fence
+                    with_retries(lambda: results.record_usage(self.engine, *key, spent))
+            except DatabaseError as error:
+                log.warning("task %d: its usage is not recorded: %s", claim.task_id, error)
+
+    def run(self, claim: Claim, lost: threading.Event, budget: Budget) -> RangeResult:
         """Return what the claimed range gives, from stored vectors where there are any: then no
         picture is decoded or sent."""
         stored = results.stored_vectors(
@@ -66,7 +117,16 @@ class Process:
         if stored is not None:
             return _rescore(stored, self._label_vectors(claim), claim.top_n)
         self._check_model(claim)
-        labels = self._label_vectors(claim) if self._embeds() else self._label_prompts(claim)
+        endpoint = self.client.endpoint(claim.job_id)
+        labels = self._label_vectors(claim) if endpoint.embeds else self._label_prompts(claim)
+        budget.reserve(
+            range_calls(
+                len(claim.frame_range.buckets) * claim.fit.squares,
+                embeds=endpoint.embeds,
+                batch=endpoint.batch,
+                prompts=len(labels.prompts) if isinstance(labels, LabelPrompts) else 0,
+            )
+        )
         decoded = read_range(
             _path_that_opens(claim),
             claim.info,
@@ -78,6 +138,8 @@ class Process:
         try:
             return classify_range(
                 decoded,
+                sampling=claim.sampling,
+                fit=claim.fit,
                 client=self.client,
                 labels=labels,
                 top_n=claim.top_n,
@@ -87,35 +149,48 @@ class Process:
         finally:
             decoded.close()
 
-    def _embeds(self) -> bool:
-        return self.client.endpoint().embeds
-
     def _label_vectors(self, claim: Claim) -> LabelVectors:
-        """The label set's vectors: asked of the API once, then kept in the database, and what the
-        database kept first is what every worker scores with."""
-        key = claim.label_set_id, claim.model
-        if key not in self._vectors:
-            stored = results.label_vectors(self.engine, *key)
-            if stored is None:
-                self._check_model(claim)
-                labels = results.label_set(self.engine, claim.label_set_id)
-                mine = embed_labels(labels, self.client)
-                results.store_label_vectors(self.engine, *key, mine)
-                stored = results.label_vectors(self.engine, *key)
-            self._vectors[key] = LabelVectors(mine if stored is None else stored)
-        return self._vectors[key]
+        """The label set as this model sees it."""
+
+        def ask(labels: LabelSet) -> Vectors:
+            self._check_model(claim)
+            self.client.endpoint(claim.job_id)
+            return embed_labels(labels, self.client)
+
+        return LabelVectors(self._asked_once(claim.label_set_id, claim.model, ask))
 
     def _label_prompts(self, claim: Claim) -> LabelPrompts:
         """The label set for an endpoint that only compares."""
-        if claim.label_set_id not in self._prompts:
-            labels = results.label_set(self.engine, claim.label_set_id)
-            if any(label.examples for label in labels.labels):
-                raise JobStopped(
-                    "this API compares prompts only and cannot use example pictures: "
-                    "give prompts, or an API with /clip/embed_image"
-                )
-            self._prompts[claim.label_set_id] = prompt_weights(labels, self.client)
-        return self._prompts[claim.label_set_id]
+        labels = results.label_set(self.engine, claim.label_set_id)
+        if any(label.examples for label in labels.labels):
+            raise JobStopped(
+                "this API compares prompts only and cannot use example pictures: "
+                "give prompts, or an API with /clip/embed_image"
+            )
+        weights = self._asked_once(
+            claim.label_set_id,
+            f"{claim.model} by comparison",
+            lambda labels: prompt_weights(labels, self.client).weights,
+        )
+        return LabelPrompts(prompts_of(labels), weights)
+
+    def _asked_once(
+        self, label_set_id: int, model: str, ask: Callable[[LabelSet], Vectors]
+    ) -> Vectors:
+        """What the API says of a label set: asked once, then kept in the database, and what the
+        database kept first is what every worker scores with."""
+        key = label_set_id, model
+        if key not in self._vectors:
+            stored = results.label_vectors(self.engine, *key)
+            if stored is None:
+                with self.shared.turn(f"labels:{label_set_id}:{model}"):
+                    stored = results.label_vectors(self.engine, *key)
+                    if stored is None:
+                        mine = ask(results.label_set(self.engine, label_set_id))
+                        results.store_label_vectors(self.engine, *key, mine)
+                        stored = results.label_vectors(self.engine, *key)
+            self._vectors[key] = mine if stored is None else stored
+        return self._vectors[key]
 
     def _check_model(self, claim: Claim) -> None:
         served = self.client.identity().model
@@ -129,7 +204,15 @@ class Process:
 def _rescore(stored: results.StoredRange, labels: LabelVectors, top_n: int) -> RangeResult:
     similarity = score_vectors(stored.vectors, labels)
     samples = tuple(
-        SampleResult(t.bucket, t.t_us, t.start_us, t.end_us, predictions_of(row, top_n))
+        SampleResult(
+            t.bucket,
+            t.t_us,
+            t.start_us,
+            t.end_us,
+            predictions_of(row, top_n),
+            t.reused_from,
+            t.audit_of,
+        )
         for t, row in zip(stored.samples, similarity, strict=True)
     )
     return RangeResult(samples, stored.gaps, None, 0)
@@ -144,7 +227,7 @@ def _path_that_opens(claim: Claim) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _process(pid: int) -> Process:  # noqa: ARG001 - keyed by process, so that a fork starts anew
+def _process(pid: int) -> Process:  # keyed by process, so that a fork starts anew
     return Process()
 
 
@@ -180,9 +263,7 @@ def classify(task_id: int) -> None:
     process = _process(os.getpid())
     engine, settings = process.engine, process.settings
     try:
-        claim = with_retries(
-            lambda: ledger.claim(engine, task_id, process.name, settings.lease_s)
-        )
+        claim = with_retries(lambda: ledger.claim(engine, task_id, process.name, settings.lease_s))
     except IncompatiblePlan as error:
         log.error("task %d: %s", task_id, error)
         return
@@ -190,10 +271,12 @@ def classify(task_id: int) -> None:
         return
     held = task_id, claim.fence
     try:
-        with _heartbeat(process, claim) as lost:
-            result = process.run(claim, lost)
-        written = with_retries(lambda: results.commit(engine, *held, result))
-        if not written:
+        with process.paying(claim) as account:
+            with _heartbeat(process, claim) as lost:
+                result = process.run(claim, lost, account.budget)
+            result = account.on_the_bill_of(result)
+            account.committed = with_retries(lambda: results.commit(engine, *held, result))
+        if not account.committed:
             log.info("task %d: the lease went to another worker, nothing written", task_id)
     except LeaseLost:
         log.info("task %d: the lease went to another worker", task_id)
@@ -203,10 +286,15 @@ def classify(task_id: int) -> None:
     except JobPaused as error:
         log.error("job %d pauses: %s", claim.job_id, error)
         _hold(engine, claim, "api-paused", error)
+    except BudgetSpent as error:
+        log.warning("job %d pauses: %s", claim.job_id, error)
+        _hold(engine, claim, BUDGET_SPENT, error)
     except Outage as error:
-        log.warning("task %d waits: %s", task_id, error)
-        delay = error.retry_after_s or OUTAGE_DELAY_S
-        with_retries(lambda: ledger.release(engine, *held, delay, "api-outage", str(error)))
+        # While the endpoint rests every task comes back; that is said once, by the breaker.
+        level = logging.DEBUG if isinstance(error, AtRest) else logging.WARNING
+        log.log(level, "task %d waits: %s", task_id, error)
+        delay, said = error.retry_after_s or OUTAGE_DELAY_S, str(error)
+        with_retries(lambda: ledger.release(engine, *held, delay, "api-outage", said))
     except FootageError as error:
         _spend_attempt(process, claim, "read-error", error)
     except SoftTimeLimitExceeded:
@@ -219,7 +307,7 @@ def classify(task_id: int) -> None:
         _spend_attempt(process, claim, "unexpected", f"{type(error).__name__}: {error}")
 
 
-def _hold(engine: Engine, claim: Claim, kind: str, error: ApiError) -> None:
+def _hold(engine: Engine, claim: Claim, kind: str, error: Exception) -> None:
     message = str(error)
     with_retries(lambda: ledger.release(engine, claim.task_id, claim.fence, 0, kind, message))
     with_retries(lambda: ledger.pause_job(engine, claim.job_id, kind, message))

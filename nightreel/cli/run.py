@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.options import Duration, Rate, database_option, format_option
+from nightreel.cli.options import database_option, format_option
+from nightreel.cli.request import Request, request_options
+from storage.exits import ExitCode
 
 if TYPE_CHECKING:
-    from storage.records import Fit, JobSpec, LabelSet, Sampling
+    from storage.records import JobSpec
 
 
 @click.command(
@@ -27,30 +25,7 @@ Examples:
 
 The same command resumes what was interrupted and adds new and changed files only.""",
 )
-@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--label", "label_texts", multiple=True, metavar="TEXT", help="A label; repeat it.")
-@click.option(
-    "--labels",
-    "labels_file",
-    type=click.Path(path_type=Path),
-    help="YAML file of labels: prompts, example pictures, thresholds, flags.",
-)
-@click.option("--fps", type=Rate(), help="Samples a second: 1, 0.5, 1/5.  [default: 1]")
-@click.option("--every", type=Duration(), help="Time between samples: 2s, 500ms, 1min.")
-@click.option("--keyframes", is_flag=True, help="Every keyframe and nothing else (fastest).")
-@click.option("--all-frames", is_flag=True, help="Every frame (slowest).")
-@click.option(
-    "--exact",
-    is_flag=True,
-    help="Take the first frame of each interval, where otherwise its keyframe serves (slower).",
-)
-@click.option(
-    "--fit",
-    type=click.Choice(["crop", "pad", "squash"]),
-    default="crop",
-    show_default=True,
-    help="How a frame becomes the model's square: crop as the API does; pad or squash see all.",
-)
+@request_options
 @click.option(
     "--top",
     "top_n",
@@ -61,46 +36,32 @@ The same command resumes what was interrupted and adds new and changed files onl
 )
 @database_option
 @click.option(
-    "--api",
-    "api_url",
-    envvar="NIGHTREEL_API_URL",
-    metavar="URL",
-    help="CLIP HTTP API to use; without it one is served on this machine.",
-)
-@click.option(
-    "--engine",
-    envvar="NIGHTREEL_ENGINE",
-    type=click.Choice(["auto", "clip", "offline"]),
-    default="auto",
-    show_default=True,
-    help="Engine of the API at home: CLIP where its weights are had, else the coarse offline one.",
-)
-@click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=None,
     help="Worker processes.  [default: one a core]",
 )
 @click.option(
-    "--recursive/--no-recursive", default=True, show_default=True, help="Look below folders."
+    "--max-rps",
+    envvar="NIGHTREEL_API_MAX_RPS",
+    type=click.FloatRange(0.1, 100_000),
+    default=None,
+    help="Most requests a second to the API, of all workers together.",
+)
+@click.option(
+    "--max-calls",
+    type=click.IntRange(1),
+    default=None,
+    help="Calls that the API may bill for this run; then it stops, and the same command goes on.",
 )
 @format_option
 def run(  # noqa: PLR0917 - one parameter an option
-    paths: tuple[str, ...],
-    label_texts: tuple[str, ...],
-    labels_file: Path | None,
-    fps: Fraction | None,
-    every: Fraction | None,
-    keyframes: bool,
-    all_frames: bool,
-    exact: bool,
-    fit: str,
+    request: Request,
     top_n: int,
     database_url: str,
-    api_url: str | None,
-    engine: str,
     workers: int | None,
-    recursive: bool,
+    max_rps: float | None,
+    max_calls: int | None,
     form: str,
 ) -> int:
     """Classify the scenes of videos on this machine.
@@ -111,38 +72,29 @@ def run(  # noqa: PLR0917 - one parameter an option
     """
     from nightreel.cli.answers import write_summary
     from nightreel.cli.output import say
-    from nightreel.running import Run
-    from scheduler.archive import find
+    from nightreel.running import BudgetReached, Run
     from scheduler.submit import job_spec
-    from storage import database, ledger
+    from storage import database, duplicates, ledger
     from storage.records import Fit
 
-    sampling = _sampling(fps, every, keyframes, all_frames, exact)
-    if label_texts and labels_file is not None:
-        raise click.UsageError("--label beside --labels: put all labels into the file, or none.")
-    names = [_absolute(path) for path in paths]
-    served = _served(api_url, engine)
-    labels = _labels(label_texts, labels_file, served.input_size, Fit(fit))
-    files = list(find(paths, recursive=recursive))
-    if not files:
-        raise click.UsageError(
-            "no video is found below the folders named: name the files themselves if their "
-            "endings are unusual."
-        )
-    database_url = _absolute_sqlite(database_url)
+    sampling = request.sampling()
+    served = request.served()
+    labels = request.labels(served.input_size)
+    files = request.files()
     results = database.connect(database_url)
     for revision in database.upgrade(results):
         say(f"database: schema {revision} applied")
     spec = job_spec(
-        names=names,
+        names=request.names,
         sampling=sampling,
-        fit=Fit(fit),
+        fit=Fit(request.fit),
         top_n=top_n,
         labels=labels,
         model=served.model,
         notice=served.notice,
     )
     job = ledger.open_job(results, spec)
+    ledger.set_budget(results, job.id, max_calls)
     say(_opening(job.id, job.created, len(files), spec))
     if served.notice:
         say(f"NOTE: {served.notice}")
@@ -150,89 +102,29 @@ def run(  # noqa: PLR0917 - one parameter an option
         engine=results,
         job_id=job.id,
         sampling=sampling,
-        database_url=database_url,
-        workers=workers or os.cpu_count() or 1,
+        database_url=database.absolute_url(results),
+        workers=_workers(workers, max_rps),
         api_engine=served.engine,
-        api_url=api_url,
-        broker_url=os.environ.get("NIGHTREEL_BROKER_URL"),
+        api_url=request.api_url,
+        max_rps=max_rps,
+        broker_url=os.environ.get("NIGHTREEL_BROKER_URL") or None,
     )
-    one_run.carry_out(files)
+    try:
+        one_run.carry_out(files)
+    except BudgetReached as reached:
+        say(str(reached))
+        write_summary(results, job, form, one_run.video_ids)
+        return ExitCode.INCOMPLETE
+    if sampling.skip_duplicates:
+        say(str(duplicates.skipped(results, job.id)))
     return write_summary(results, job, form, one_run.video_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What the API says of itself before any call that costs."""
-
-    engine: str
-    model: str
-    input_size: int
-    notice: str | None
-
-
-def _served(api_url: str | None, engine: str) -> _Served:
-    if api_url is None:
-        from nightreel.local import describe_engine
-
-        at_home = describe_engine(engine)
-        return _Served(at_home.engine, at_home.model, at_home.input_size, at_home.notice)
-    from workers.api import ApiClient
-    from workers.settings import WorkerSettings
-
-    identity = ApiClient(WorkerSettings(api_url=api_url)).identity()
-    return _Served("api", identity.model, identity.input_size, identity.notice)
-
-
-def _sampling(
-    fps: Fraction | None, every: Fraction | None, keyframes: bool, all_frames: bool, exact: bool
-) -> Sampling:
-    from storage.records import Sampling, SamplingMode
-
-    asked = [
-        name
-        for name, given in (
-            ("--fps", fps is not None),
-            ("--every", every is not None),
-            ("--keyframes", keyframes),
-            ("--all-frames", all_frames),
-        )
-        if given
-    ]
-    if len(asked) > 1:
-        raise click.UsageError(f"{' beside '.join(asked)}: give one of them.")
-    if exact and (keyframes or all_frames):
-        raise click.UsageError("--exact chooses within an interval: give it with --fps or --every.")
-    if keyframes:
-        return Sampling(SamplingMode.KEYFRAMES, None)
-    if all_frames:
-        return Sampling(SamplingMode.EVERY_FRAME, None)
-    mode = SamplingMode.FIRST if exact else SamplingMode.PREFER_KEYFRAME
-    return Sampling(mode, 1 / every if every is not None else fps or Fraction(1))
-
-
-def _labels(texts: Sequence[str], file: Path | None, size: int, fit: Fit) -> LabelSet:
-    from scheduler import labels
-
-    if file is not None:
-        return labels.read_labels(file, labels.picture_loader(size, fit))
-    return labels.label_set_of(texts) if texts else labels.seasons()
-
-
-def _absolute(path: str) -> str:
-    """A name as the job's key holds it: the same from every working directory."""
-    if path == "-":
-        return path
-    if path.startswith("@"):
-        return f"@{os.path.abspath(path[1:])}"
-    return os.path.abspath(path)
-
-
-def _absolute_sqlite(url: str) -> str:
-    """Children run in another directory, so a relative SQLite file is made absolute."""
-    prefix = "sqlite:///"
-    if url.startswith(prefix) and not url.startswith((f"{prefix}/", f"{prefix}:")):
-        return prefix + os.path.abspath(url.removeprefix(prefix))
-    return url
+def _workers(asked: int | None, max_rps: float | None) -> int:
+    """Workers that share a slow rate would each take too long for one range: a call a second is the
+    least that one is worth."""
+    workers = asked or os.cpu_count() or 1
+    return workers if max_rps is None else max(1, min(workers, int(max_rps)))
 
 
 def _opening(job_id: int, created: bool, files: int, spec: JobSpec) -> str:

@@ -1,0 +1,82 @@
+"""What a job will cost, from its plan alone. Pure: nothing is opened and nobody is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from storage.records import Fit, FrameRange, LabelSet, VideoInfo
+from workers.calls import label_calls, prompts_of, range_calls
+
+PICTURE_BYTES_224 = 12_600
+"""Mean of JPEG pictures of 224 x 224 at quality 90, over real clips; it grows with the area."""
+BASE64 = 4 / 3
+REQUEST_BYTES = 120
+"""Field names and model name of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job will cost where nothing of it is known yet and nothing fails."""
+
+    videos: int
+    duration_us: int
+    samples: int
+    image_calls: int
+    text_calls: int
+    bytes_sent: int
+    """About: what a picture weighs is known after decoding only."""
+
+    @property
+    def calls(self) -> int:
+        """Requests that the endpoint bills."""
+        return self.image_calls + self.text_calls
+
+    def seconds_at(self, calls_per_second: float) -> float:
+        """How long the calls take at that rate."""
+        return self.calls / calls_per_second
+
+    def credits_at(self, per_1000_calls: float) -> float:
+        """Price of the calls."""
+        return self.calls * per_1000_calls / 1000
+
+
+def estimate(
+    plans: Iterable[tuple[VideoInfo, Sequence[FrameRange]]],
+    labels: LabelSet,
+    *,
+    fit: Fit,
+    embeds: bool,
+    batch: int,
+    input_size: int,
+) -> Estimate:
+    """Return what the videos so planned will cost at an endpoint that embeds, `batch` pictures a
+    call, or only compares; pictures are squares of `input_size` pixels. How many duplicates there
+    are to skip is known after decoding only: the estimate skips none."""
+    prompts = len(prompts_of(labels))
+    videos = duration_us = samples = calls = 0
+    for info, ranges in plans:
+        videos += 1
+        duration_us += info.duration_us
+        for one in ranges:
+            samples += len(one.buckets)
+            pictures = len(one.buckets) * fit.squares
+            calls += range_calls(pictures, embeds=embeds, batch=batch, prompts=prompts)
+    of_labels, text_calls = label_calls(labels, embeds=embeds, batch=batch)
+    times_sent = 1 if embeds else range_calls(1, embeds=False, batch=1, prompts=prompts)
+    examples = sum(len(label.examples) for label in labels.labels) if embeds else 0
+    picture = PICTURE_BYTES_224 * (input_size / 224) ** 2 * BASE64
+    # Whether lists of pictures work is asked once, by a call.
+    image_calls = calls + of_labels + int(embeds) if samples else 0
+    text_calls = text_calls if samples else 0
+    return Estimate(
+        videos=videos,
+        duration_us=duration_us,
+        samples=samples,
+        image_calls=image_calls,
+        text_calls=text_calls,
+        bytes_sent=round(
+            (samples * fit.squares * times_sent + examples) * picture
+            + (image_calls + text_calls) * REQUEST_BYTES
+        ),
+    )

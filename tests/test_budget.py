@@ -1,0 +1,421 @@
+"""The price is known before, and it is not exceeded."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clips import make_clip
+from contract_server import ContractServer, answer_with, contract_server
+from rows import info, planned, ranges
+from sqlalchemy import Engine
+
+from scheduler.estimate import estimate
+from scheduler.probing import probe_and_plan
+from scheduler.submit import job_spec
+from storage import ledger
+from storage.database import connect
+from storage.ledger import BudgetSpent, JobState
+from storage.records import ArchiveFile, Fit, Label, LabelSet, Sampling, TaskState
+from workers import tasks
+from workers.api import ApiClient, Outage
+from workers.settings import WorkerSettings
+
+NIGHTREEL = str(Path(sys.executable).with_name("nightreel"))
+TASK_US = 2_000_000
+LABELS = """\
+name: colours
+labels:
+  - name: red
+    prompts: [something red, a red wall, crimson]
+  - name: blue
+    prompts: [something blue]
+"""
+
+
+# -- the ledger's side
+
+
+def test_several_workers_never_take_more_than_there_is(engine: Engine) -> None:
+    """Eight workers that take and return at random use every call, and not one more."""
+    job_id = planned(engine, 4).job_id
+    ledger.set_budget(engine, job_id, 60)
+
+    def worker(seed: int) -> int:
+        used, chance = 0, random.Random(seed)
+        while True:
+            try:
+                reservation = ledger.reserve_calls(engine, job_id, chance.randint(1, 3))
+            except BudgetSpent:
+                return used
+            assert reservation is not None
+            unused = chance.randint(0, reservation.calls - 1)
+            ledger.return_calls(engine, job_id, reservation, unused)
+            used += reservation.calls - unused
+
+    with ThreadPoolExecutor(8) as pool:
+        used = sum(pool.map(worker, range(8)))
+    left = ledger.calls_left(engine, job_id)
+    assert left is not None
+    assert used + left == 60
+    assert left < 3
+
+
+def test_what_an_earlier_run_took_does_not_come_back(engine: Engine) -> None:
+    """A budget that is set anew is not enlarged by calls returned of the one before."""
+    job_id = planned(engine, 4).job_id
+    ledger.set_budget(engine, job_id, 10)
+    late = ledger.reserve_calls(engine, job_id, 6)
+    assert late is not None
+    ledger.set_budget(engine, job_id, 10)
+    ledger.return_calls(engine, job_id, late, 6)
+    assert ledger.calls_left(engine, job_id) == 10
+
+
+def test_a_job_without_a_budget_may_call_as_it_likes(engine: Engine) -> None:
+    """Neither a job that never had one nor one whose budget was lifted is held."""
+    job_id = planned(engine, 4).job_id
+    assert ledger.reserve_calls(engine, job_id, 1000) is None
+    ledger.set_budget(engine, job_id, 1)
+    ledger.set_budget(engine, job_id, None)
+    assert ledger.reserve_calls(engine, job_id, 1000) is None
+
+
+# -- the worker's side
+
+
+class Farm:
+    """A ledger with a job on one real clip, and the worker's task to run by hand."""
+
+    def __init__(self, engine: Engine, clip: Path, server: ContractServer) -> None:
+        self.engine = engine
+        self.server = server
+        labels = LabelSet("colours", (Label("red", ("red",)), Label("blue", ("blue",))))
+        self.job = ledger.open_job(
+            engine,
+            job_spec(
+                names=["clip"], sampling=Sampling(), fit=Fit.CROP, top_n=2, labels=labels,
+                model="test-colours@1", notice=None,
+            ),
+        )  # fmt: skip
+        stat = clip.stat()
+        probed = probe_and_plan(
+            ArchiveFile(str(clip), stat.st_size, stat.st_mtime_ns), Sampling(), TASK_US
+        )
+        assert probed.info is not None
+        assert probed.content_id is not None
+        video = ledger.register_file(engine, probed.file, probed.content_id)
+        ledger.plan_video(engine, self.job.id, video, probed.info, probed.ranges)
+        ledger.finish_planning(engine, self.job.id)
+
+    def work(self) -> None:
+        """Run whatever can be fed, each task once."""
+        for task_id in ledger.feed(self.engine, 100, self.job.id):
+            tasks.classify(task_id)
+
+    @property
+    def status(self) -> ledger.JobStatus:
+        return ledger.status(self.engine, self.job.id)
+
+    def billed(self) -> int:
+        """Requests that the server answered with results."""
+        return sum("/clip/" in path for path, _, _ in self.server.requests)
+
+
+@pytest.fixture
+def server() -> Iterator[ContractServer]:
+    with contract_server() as running:
+        yield running
+
+
+@pytest.fixture
+def farm(
+    tmp_path: Path,
+    sqlite_url: str,
+    redis_url: str,
+    server: ContractServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Farm]:
+    """Four ranges of two samples, at an API that takes lists."""
+    monkeypatch.setenv("NIGHTREEL_DATABASE_URL", sqlite_url)
+    monkeypatch.setenv("NIGHTREEL_BROKER_URL", redis_url)
+    monkeypatch.setenv("NIGHTREEL_API_URL", server.url)
+    monkeypatch.setenv("NIGHTREEL_API_ATTEMPTS", "1")
+    tasks._process.cache_clear()
+    engine = connect(sqlite_url)
+    yield Farm(engine, make_clip(tmp_path / "clip.mp4", [("red", 4), ("blue", 4)]), server)
+    process = tasks._process(os.getpid())
+    process.engine.dispose()
+    process.client.close()
+    process.shared.close()
+    tasks._process.cache_clear()
+    engine.dispose()
+
+
+def test_usage_is_what_the_server_was_asked(farm: Farm) -> None:
+    """The probe, the texts and every range are in the rows of usage, bytes and all."""
+    farm.work()
+    spent = farm.status.usage
+    assert farm.status.tasks_by_state[TaskState.DONE] == 4
+    assert (spent.image_calls, spent.text_calls) == (1 + 4, 1)
+    assert farm.billed() == 6
+    sent = sum(int(headers["Content-Length"]) for _, _, headers in farm.server.requests)
+    assert spent.bytes_sent == sent
+
+
+def test_a_budget_stops_between_ranges_and_the_rest_follows(farm: Farm) -> None:
+    """With four calls, the probe, the texts and two ranges are done; the job is paused with its
+    reason, nothing is lost, and what is left is done with another budget."""
+    ledger.set_budget(farm.engine, farm.job.id, 4)
+    farm.work()
+    assert farm.billed() == 4
+    status = farm.status
+    assert status.job.state is JobState.PAUSED
+    assert status.job.pause_kind == ledger.BUDGET_SPENT
+    assert "budget of 4 calls has 0 left" in (status.held or "")
+    assert status.tasks_by_state[TaskState.DONE] == 2
+    assert status.tasks_by_state[TaskState.PENDING] == 2
+    ledger.set_budget(farm.engine, farm.job.id, 4)
+    ledger.resume_job(farm.engine, farm.job.id)
+    farm.work()
+    assert farm.status.tasks_by_state[TaskState.DONE] == 4
+    assert farm.billed() == 6
+    assert ledger.calls_left(farm.engine, farm.job.id) == 2
+
+
+def test_a_range_that_cannot_be_paid_to_its_end_is_not_begun(farm: Farm) -> None:
+    """At an API that takes one picture a call, a range of two is not begun with one call left."""
+    farm.server.stacks_lists = True
+    ledger.set_budget(farm.engine, farm.job.id, 2 + 2 + 1)
+    farm.work()
+    assert farm.billed() == 4
+    assert ledger.calls_left(farm.engine, farm.job.id) == 1
+    assert "has 1 left, and what comes next needs 2" in (farm.status.held or "")
+
+
+def test_calls_that_are_not_billed_are_not_spent(farm: Farm) -> None:
+    """An endpoint that turns every call away leaves budget and usage as they were; what was sent
+    in vain is recorded."""
+    ledger.set_budget(farm.engine, farm.job.id, 10)
+    tasks._process(os.getpid()).client.endpoint()
+    asked = farm.billed()
+    farm.server.always = answer_with(503, {"message": "loading"})
+    farm.work()
+    assert farm.billed() > asked
+    assert ledger.calls_left(farm.engine, farm.job.id) == 10
+    spent = farm.status.usage
+    assert (spent.image_calls, spent.text_calls) == (0, 0)
+    assert spent.bytes_sent > 0
+
+
+def test_calls_of_an_attempt_in_vain_are_spent(farm: Farm) -> None:
+    """A range whose second call fails is put back, and its first call stays on the bill."""
+    farm.server.stacks_lists = True
+    client = tasks._process(os.getpid()).client
+    client.endpoint(farm.job.id)
+    ledger.set_budget(farm.engine, farm.job.id, 100)
+    # The texts and one picture are answered; then the API is gone.
+    seen: list[str] = []
+
+    def soon_gone(handler: Any, body: dict[str, Any]) -> None:
+        seen.append(handler.path)
+        if "text" in handler.path:
+            answer_with(200, {"embeddings": [[1.0, 2.0], [2.0, 1.0]]})(handler, body)
+        elif sum("image" in path for path in seen) == 1:
+            answer_with(200, {"embeddings": [[1.0, 2.0]]})(handler, body)
+        else:
+            answer_with(502, {})(handler, body)
+
+    farm.server.always = soon_gone
+    tasks.classify(ledger.feed(farm.engine, 1, farm.job.id)[0])
+    spent = farm.status.usage
+    assert (spent.image_calls, spent.text_calls) == (2, 1)
+    assert ledger.calls_left(farm.engine, farm.job.id) == 100 - 3
+    assert farm.status.tasks_by_state[TaskState.DONE] == 0
+
+
+def test_a_connection_that_is_refused_is_no_call() -> None:
+    """Where nothing was sent, nothing is billed."""
+
+    class Counting:
+        taken = refunded = 0
+
+        def take(self) -> None:
+            self.taken += 1
+
+        def refund(self) -> None:
+            self.refunded += 1
+
+    with contract_server() as gone:
+        pass
+    with closing(ApiClient(WorkerSettings(api_url=gone.url), sleep=lambda _: None)) as client:
+        client.wire.purse = purse = Counting()
+        with pytest.raises(Outage):
+            client.embed_texts(["a"])
+        assert purse.taken == purse.refunded == 4
+        assert client.spent.text_calls == 0
+
+
+# -- the commands
+
+
+def nightreel(folder: Path, *arguments: str, **settings: str) -> tuple[int, str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")}
+    fast = {"NIGHTREEL_TASK_SECONDS": "2", "NIGHTREEL_FEED_INTERVAL_S": "0.1"}
+    done = subprocess.run(
+        [NIGHTREEL, *arguments],
+        cwd=folder,
+        env=kept | fast | settings,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    make_clip(folder / "one.mp4", [("red", 9), ("blue", 6)], keyframes_every=5)
+    make_clip(folder / "two.mp4", [("green", 3)])
+    (tmp_path / "labels.yaml").write_text(LABELS)
+    return folder
+
+
+def in_batches(server: ContractServer) -> None:
+    pass
+
+
+def one_by_one(server: ContractServer) -> None:
+    server.stacks_lists = True
+
+
+def comparing(server: ContractServer) -> None:
+    server.embeds = False
+
+
+@pytest.mark.parametrize("way", [in_batches, one_by_one, comparing])
+def test_a_plan_is_within_two_percent_of_usage(
+    tmp_path: Path,
+    archive: Path,
+    server: ContractServer,
+    way: Callable[[ContractServer], None],
+) -> None:
+    """What `plan` says beforehand is what two workers then spend and the server sees."""
+    way(server)
+    asked = ("archive", "--api", server.url, "--labels", "labels.yaml", "--fps", "4")
+    code, out, err = nightreel(tmp_path, "plan", *asked, "--format", "json")
+    assert code == 0, err
+    (plan,) = json.loads(out)
+    before = len(server.requests)
+    code, _, err = nightreel(tmp_path, "run", *asked, "--workers", "2", "--format", "json")
+    assert code == 0, err
+    _, out, _ = nightreel(tmp_path, "status", "--format", "json")
+    with closing(sqlite3.connect(tmp_path / "nightreel.db")) as database:
+        images, texts = database.execute(
+            "select sum(image_calls), sum(text_calls) from usage"
+        ).fetchone()
+    made = len(server.requests) - before
+    turned_away = 3 * (not server.embeds)  # the probe of a route that is not there
+    assert abs(images + texts - made) <= turned_away
+    assert plan["samples"] == json.loads(out)[0]["samples"] == 18 * 4
+    assert abs(plan["image_calls"] - images) <= 0.02 * images
+    assert abs(plan["text_calls"] - texts) <= 0.02 * texts
+    assert plan["credits"] == pytest.approx((images + texts) * 0.2 / 1000, rel=0.02)
+    assert plan["time_s"] == pytest.approx((images + texts) / 20, rel=0.02)
+
+
+def test_a_run_ends_at_its_budget_and_the_same_command_goes_on(
+    tmp_path: Path, archive: Path, server: ContractServer
+) -> None:
+    """Two workers together make no more calls than --max-calls; the run ends with 3 and one line,
+    and the same command, run again and again, gives what a run without a budget gives."""
+    server.stacks_lists = True
+    command = ("run", "archive", "--api", server.url, "--labels", "labels.yaml", "--workers", "2")
+    rounds = []
+    for _ in range(6):
+        before = len(server.requests)
+        code, _, err = nightreel(tmp_path, *command, "--max-calls", "7", "--format", "json")
+        rounds.append(len(server.requests) - before)
+        assert rounds[-1] <= 7
+        assert "Traceback" not in err
+        if code == 0:
+            break
+        assert code == 3, err
+        assert err.count("stopped: the budget of 7 calls has") == 1
+        assert "the same command goes on" in err
+    assert code == 0
+    assert len(rounds) > 2
+    with closing(sqlite3.connect(tmp_path / "nightreel.db")) as database:
+        (calls,) = database.execute("select sum(image_calls + text_calls) from usage").fetchone()
+        budgeted = database.execute("select bucket, rank, label, similarity from predictions")
+        results = budgeted.fetchall()
+    assert calls == sum(rounds)
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    (calm / "archive").symlink_to(archive)
+    (calm / "labels.yaml").write_text(LABELS)
+    assert nightreel(calm, *command)[0] == 0
+    with closing(sqlite3.connect(calm / "nightreel.db")) as database:
+        query = "select bucket, rank, label, similarity from predictions"
+        assert sorted(database.execute(query).fetchall()) == sorted(results)
+
+
+def test_the_rate_is_kept_over_all_workers(
+    tmp_path: Path, archive: Path, server: ContractServer
+) -> None:
+    """Two workers with --max-rps 10 take a tenth of a second for each request, burst apart."""
+    server.stacks_lists = True
+    command = ("run", "archive", "--api", server.url, "--fps", "2", "--workers", "2")
+    start = time.monotonic()
+    code, _, err = nightreel(tmp_path, *command, "--max-rps", "10", "--format", "json")
+    assert code == 0, err
+    assert len(server.requests) >= 36
+    assert time.monotonic() - start >= (len(server.requests) - 2) / 10
+
+
+def test_a_plan_names_what_is_no_video(tmp_path: Path, archive: Path) -> None:
+    """Copies count once, and files that cannot be read are told with their reasons, exit 3."""
+    (archive / "copy.mp4").write_bytes((archive / "two.mp4").read_bytes())
+    (archive / "text.mp4").write_text("this is not a video")
+    with contract_server() as server:
+        code, out, err = nightreel(
+            tmp_path, "plan", "archive", "--api", server.url, "--format", "json"
+        )
+    assert code == 3
+    (row,) = json.loads(out)
+    assert row["videos"] == 2
+    assert row["hours"] == pytest.approx(18 / 3600)
+    assert "text.mp4" in err
+
+
+def test_bytes_are_estimated_by_the_size_of_the_pictures() -> None:
+    """A model of twice the side reads pictures of four times the bytes."""
+    labels = LabelSet("two", (Label("a", ("a",)), Label("b", ("b",))))
+    small, large = (
+        estimate(
+            [(info(600), ranges(600, 60))],
+            labels,
+            fit=Fit.CROP,
+            embeds=True,
+            batch=8,
+            input_size=size,
+        )
+        for size in (224, 448)
+    )
+    assert (small.samples, small.image_calls, small.text_calls) == (600, 80 + 1, 1)
+    assert large.bytes_sent / small.bytes_sent == pytest.approx(4, rel=0.01)
+    assert small.bytes_sent / 600 == pytest.approx(16_800, rel=0.01)

@@ -1,0 +1,29 @@
+"""How many calls an endpoint is asked for what, so that a plan and a worker count alike."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from storage.records import LabelSet
+from workers.settings import MAX_BATCH
+
+
+def range_calls(pictures: int, *, embeds: bool, batch: int, prompts: int) -> int:
+    """Calls for the pictures of one range: `batch` of them a call where they are embedded, else
+    each is compared with the label set's `prompts`, as many a call as an endpoint takes."""
+    return ceil(pictures / batch) if embeds else pictures * ceil(prompts / MAX_BATCH)
+
+
+def label_calls(labels: LabelSet, *, embeds: bool, batch: int) -> tuple[int, int]:
+    """Image calls and text calls for a label set, made once. Where nothing is embedded, only labels
+    of several prompts cost: each prompt is compared with all of its label."""
+    if embeds:
+        pictures = sum(ceil(len(label.examples) / batch) for label in labels.labels)
+        return pictures, int(any(label.prompts for label in labels.labels))
+    several = [len(label.prompts) for label in labels.labels if len(label.prompts) > 1]
+    return 0, sum(n * ceil(n / MAX_BATCH) for n in several)
+
+
+def prompts_of(labels: LabelSet) -> tuple[str, ...]:
+    """The prompts of a label set in order, each once."""
+    return tuple(dict.fromkeys(p for label in labels.labels for p in label.prompts))
