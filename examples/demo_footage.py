@@ -26,7 +26,9 @@ def main(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for clip in CLIPS:
         if not (folder / clip).exists():
-            shutil.copyfile(source / clip, folder / clip)
+            part = folder / f"{clip}.part"
+            shutil.copyfile(source / clip, part)
+            part.replace(folder / clip)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -82,12 +83,12 @@ def _api(url: str | None) -> Finding:
             said += f" ({served.notice})"
         return Finding("API", True, said, ExitCode.API)
     from workers.api import ApiClient, ApiError
-    from workers.settings import WorkerSettings
+    from workers.settings import KeyUnreadable, WorkerSettings
 
     try:
         client = ApiClient(WorkerSettings(api_url=url))
         identity = client.identity()
-    except (ApiError, ValueError) as error:
+    except (ApiError, KeyUnreadable, ValueError) as error:
         return Finding("API", False, str(error), ExitCode.API)
     return Finding("API", True, f"{client.base}, model {identity.model}", ExitCode.API)
 
@@ -111,6 +112,7 @@ def _codecs() -> Finding:
 
 def _archive(paths: Sequence[str]) -> Finding:
     from scheduler.archive import ArchiveError, Unreadable, find
+    from storage.records import shown_path
 
     try:
         files = list(find(paths))
@@ -120,5 +122,6 @@ def _archive(paths: Sequence[str]) -> Finding:
     size = sum(file.size_bytes for file in files if not isinstance(file, Unreadable))
     said = f"{len(files)} files, {size / 1e9:.1f} GB"
     if unreadable:
-        said += f"; {len(unreadable)} unreadable, first {unreadable[0].path}"
+        first = shown_path(os.fsencode(unreadable[0].path))
+        said += f"; {len(unreadable)} unreadable, first {first}"
     return Finding("archive", bool(files) and not unreadable, said, ExitCode.INCOMPLETE)

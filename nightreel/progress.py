@@ -12,6 +12,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from nightreel.cli.output import say
+
 PLAIN_EVERY_S = 10.0
 WINDOW_S = 30.0
 """Rates are those of the last half minute: a pause must show, a start must not linger."""
@@ -76,7 +78,7 @@ class ProgressDisplay:
         self._next_plain = time.monotonic() + 2.0
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             self._live = Progress(
                 SpinnerColumn(),
                 BarColumn(bar_width=24),
@@ -98,7 +100,7 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.console.print(message, highlight=False, markup=False)
         else:
-            sys.stderr.write(f"{message}\n")
+            say(message)
 
     def show(self, now: Snapshot) -> None:
         """Show a snapshot; elsewhere than on a terminal, only from time to time."""
@@ -110,7 +112,7 @@ class ProgressDisplay:
             )
         elif time.monotonic() >= self._next_plain:
             self._next_plain = time.monotonic() + PLAIN_EVERY_S
-            sys.stderr.write(f"{self.line(now)}\n")
+            say(self.line(now))
 
     def line(self, now: Snapshot) -> str:
         """Return the state in words: videos, tasks, frames a second, times real time, ETA."""

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from pydantic import SecretStr
 from sqlalchemy import Engine
 
-from nightreel.local import LocalFarm
+from nightreel.local import LocalFarm, take_secrets
 from nightreel.progress import ProgressDisplay, Snapshot
 from scheduler.archive import Unreadable
-from scheduler.feeder import check_broker
+from scheduler.feeder import check_broker, remove_queue
 from scheduler.settings import SchedulerSettings
 from scheduler.submit import submit
 from storage import ledger
+from storage.database import with_retries
 from storage.exits import ExitCode
-from storage.records import ArchiveFile, Sampling
+from storage.records import ArchiveFile, Sampling, TaskState
 from workers.app import make_app
+from workers.settings import QueueSettings
 
 POLL_S = 0.25
 POLL_SHARE = 20
@@ -32,6 +37,10 @@ class JobHeld(Exception):
     """The job is held because the API refuses key, credits or model."""
 
     code = ExitCode.API
+
+
+class BudgetReached(Exception):
+    """The run's calls are spent, and no worker is at work any more; the job can go on."""
 
 
 @dataclass(slots=True)
@@ -48,18 +57,26 @@ class Run:
     api_url: str | None
     broker_url: str | None
     """None starts the embedded queue."""
+    max_rps: float | None = None
+    _worker_name: str = field(
+        default_factory=lambda: f"{socket.gethostname()}:{secrets.token_hex(4)}"
+    )
     video_ids: set[int] = field(default_factory=set)
     """Videos of the files that this run was given."""
+    _api_secrets: dict[str, str] = field(default_factory=dict, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event)
     _fault: BaseException | None = None
 
     def carry_out(self, files: Iterable[ArchiveFile | Unreadable]) -> None:
         """Bring the job to its end, or raise what stopped it; either way it can be resumed.
 
-        Raises JobHeld, LocalError, QueueUnavailable, DatabaseUnavailable, KeyboardInterrupt.
+        Raises JobHeld, BudgetReached, LocalError, QueueUnavailable, DatabaseUnavailable,
+        KeyboardInterrupt.
         """
+        secrets_taken = take_secrets()
+        self._api_secrets = {k: v for k, v in secrets_taken.items() if "API_KEY" in k}
         ledger.resume_job(self.engine, self.job_id)
-        ledger.recover(self.engine, self.job_id)
+        self._take_back()
         # What failed by a passing fault (a disk away, a file locked) is worth another night.
         ledger.retry_job(self.engine, self.job_id)
         planning = threading.Thread(target=self._plan, args=(files,), name="planning")
@@ -71,12 +88,27 @@ class Run:
             finally:
                 self._stop.set()
                 planning.join()
-                # The workers are gone: what they held is free at once, not after its lease.
-                ledger.recover(self.engine, self.job_id)
+                holders = ledger.lease_holders(self.engine, self.job_id)
+                stopped = [name for name in holders if name.startswith(f"{self._worker_name}/")]
+                ledger.recover(self.engine, self.job_id, stopped)
         if self._fault is not None:
             raise self._fault
 
+    def _take_back(self) -> None:
+        """Free what an earlier run on this machine held when it was killed, without waiting for
+        its leases; a run that goes on elsewhere, or beside this one, keeps what it has."""
+        dead = [
+            name
+            for name in ledger.lease_holders(self.engine, self.job_id)
+            if name.startswith(f"{socket.gethostname()}:") and not _lives(name.rpartition("/")[2])
+        ]
+        ledger.expire_leases(self.engine, self.job_id, dead)
+        ledger.recover(self.engine, self.job_id)
+
     def _plan(self, files: Iterable[ArchiveFile | Unreadable]) -> None:
+        # Probing starts processes from this thread, and they inherit its mask: Ctrl-C reaches every
+        # process of the terminal, and is this one's alone to handle.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             submitted = submit(
                 self.engine,
@@ -89,7 +121,7 @@ class Run:
             )
             self.video_ids.update(one.video_id for one in submitted)
             if not self._stop.is_set():
-                ledger.finish_planning(self.engine, self.job_id)
+                with_retries(lambda: ledger.finish_planning(self.engine, self.job_id))
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
             self._fault = error
 
@@ -99,19 +131,23 @@ class Run:
         farm: LocalFarm | None = None
         while self._fault is None:
             planned, start = not planning.is_alive(), time.monotonic()
-            status = ledger.status(self.engine, self.job_id)
+            status = with_retries(lambda: ledger.status(self.engine, self.job_id))
             asked_s = time.monotonic() - start
             if status.held is not None:
-                raise JobHeld(f"{status.held}; the same command resumes")
+                if status.job.pause_kind != ledger.BUDGET_SPENT:
+                    raise JobHeld(f"{status.held}; the same command resumes")
+                # What is paid for is finished and kept.
+                if not status.tasks_by_state[TaskState.LEASED]:
+                    raise BudgetReached(f"stopped: {status.held}; the same command goes on")
             if farm is None and status.open_tasks:
-                farm = stack.enter_context(self._farm())
+                farm = stack.enter_context(self._farm(stack))
             if farm is not None:
                 for name in farm.check():
                     display.say(f"the {name} process ended and was started again")
             elif planned:
                 # Nothing to do for workers: what is left is closed here.
-                ledger.close_finished(self.engine, self.job_id)
-                status = ledger.status(self.engine, self.job_id)
+                with_retries(lambda: ledger.close_finished(self.engine, self.job_id))
+                status = with_retries(lambda: ledger.status(self.engine, self.job_id))
             display.show(
                 Snapshot(
                     status.closed_videos,
@@ -128,9 +164,10 @@ class Run:
                 return
             self._stop.wait(max(POLL_S, POLL_SHARE * asked_s))
 
-    def _farm(self) -> LocalFarm:
+    def _farm(self, stack: ExitStack) -> LocalFarm:
         if self.broker_url is not None:
-            check_broker(make_app())
+            check_broker(make_app(QueueSettings(broker_url=SecretStr(self.broker_url))))
+            stack.callback(remove_queue, self.broker_url, self._worker_name)
         return LocalFarm(
             database_url=self.database_url,
             job_id=self.job_id,
@@ -138,7 +175,20 @@ class Run:
             engine=self.api_engine,
             api_url=self.api_url,
             broker_url=self.broker_url,
+            worker_name=self._worker_name,
+            api_secrets=self._api_secrets,
+            max_rps=self.max_rps,
         )
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, PermissionError):
+        pass
+    return True
 
 
 @contextmanager
@@ -148,7 +198,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    # Under nohup a closed terminal is to be ignored.
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield

@@ -66,7 +66,7 @@ class ArchiveError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A file that was named and cannot even be looked at."""
+    """A file that was named, or a folder below one, that cannot even be looked at."""
 
     path: str
     reason: str
@@ -81,21 +81,23 @@ def find(
     glob, `-` (a manifest on `stdin`) or `@FILE` (a manifest in a file). A manifest holds one path
     a line, or paths ended by NUL bytes; those of a file are relative to it. Hidden files and links
     to folders are passed over. Raises ArchiveError for a name that stands for nothing, before any
-    file is yielded; a missing file of a manifest is yielded as Unreadable.
+    file is yielded; a missing file of a manifest, and a folder that cannot be listed, are yielded
+    as Unreadable.
     """
     roots = [root for name in names for root in _roots(name, stdin)]
     seen: set[str] = set()
-    for path in (path for root in roots for path in _below(root, recursive)):
+    for found in (found for root in roots for found in _below(root, recursive)):
+        path = found if isinstance(found, str) else found.path
         if path not in seen:
             seen.add(path)
-            yield _look(path)
+            yield _look(found) if isinstance(found, str) else found
 
 
 def _roots(name: str, stdin: Iterable[bytes] | None) -> list[str]:
     if name == STDIN:
         lines = sys.stdin.buffer if stdin is None else stdin
         return _manifest(b"".join(lines), ".", "standard input")
-    if name.startswith(MANIFEST):
+    if name.startswith(MANIFEST) and not os.path.lexists(name):
         manifest = Path(name[1:])
         try:
             content = manifest.read_bytes()
@@ -124,16 +126,22 @@ def _manifest(content: bytes, base: str, name: str) -> list[str]:
     return [os.path.abspath(os.path.join(base, path)) for path in paths]
 
 
-def _below(root: str, recursive: bool) -> Iterator[str]:
+def _below(root: str, recursive: bool) -> Iterator[str | Unreadable]:
     if not os.path.isdir(root):
         yield root
         return
-    for folder, folders, files in os.walk(root):
+    closed: list[Unreadable] = []
+
+    def note(error: OSError) -> None:
+        closed.append(Unreadable(error.filename, f"cannot be listed: {error.strerror}"))
+
+    for folder, folders, files in os.walk(root, onerror=note):
         folders[:] = sorted(f for f in folders if not f.startswith(".")) if recursive else []
         for name in sorted(files):
             ending = os.path.splitext(name)[1].lower()
             if ending in VIDEO_ENDINGS and not name.startswith("."):
                 yield os.path.join(folder, name)
+    yield from closed
 
 
 def _look(path: str) -> ArchiveFile | Unreadable:

@@ -34,6 +34,10 @@ def label_set_of(texts: Sequence[str], name: str = "labels") -> LabelSet:
     for label in labels:
         if not label.name:
             raise LabelsError("an empty label: give each --label a text")
+        if not label.name.isprintable():
+            raise LabelsError(
+                f"the label {label.name!a}: give a text of printable characters on one line"
+            )
         if len(label.name) > LONGEST_PROMPT:
             raise LabelsError(
                 f"the label {label.name[:40]!r}... has {len(label.name)} characters: "

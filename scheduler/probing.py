@@ -23,6 +23,15 @@ STOP_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A file to probe."""
+
+    file: ArchiveFile
+    content_id: str | None
+    """Its identity where that is known, so that it need not be hashed again."""
+
+
+@dataclass(frozen=True, slots=True)
 class Probed:
     """A file's content identity, and its plan or the reason why it has none."""
 
@@ -35,15 +44,15 @@ class Probed:
     reason: str = ""
 
 
-def probe_and_plan(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probed:
+def probe_and_plan(asked: Asked, sampling: Sampling, task_us: int) -> Probed:
     """Hash, index and plan one file. Never raises for what the file is."""
     from scheduler.archive import content_id  # noqa: PLC0415 - what follows loads FFmpeg
     from scheduler.plan import plan  # noqa: PLC0415
     from workers.footage.probe import Rejected, probe  # noqa: PLC0415
 
-    identity = None
+    file, identity = asked.file, asked.content_id
     try:
-        identity = content_id(file.path)
+        identity = identity or content_id(file.path)
         info, index = probe(file.path)
         return Probed(file, identity, info, tuple(plan(info, index, sampling, task_us)))
     except Rejected as error:
@@ -53,7 +62,7 @@ def probe_and_plan(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probe
 
 
 def probe_all(
-    files: Iterable[ArchiveFile],
+    files: Iterable[Asked],
     sampling: Sampling,
     task_us: int,
     *,
@@ -65,7 +74,7 @@ def probe_all(
     A file that kills its process is asked once more alone, and rejected when it does so again.
     Once `stop` is set, nothing more is yielded and the processes end, in whatever file they are.
     """
-    waiting: deque[tuple[ArchiveFile, Future[Probed]]] = deque()
+    waiting: deque[tuple[Asked, Future[Probed]]] = deque()
     pool: ProcessPoolExecutor | None = None
     source = iter(files)
     try:
@@ -76,14 +85,15 @@ def probe_all(
             if not waiting:
                 return
             file, future = waiting.popleft()
-            while not future.done():
-                if stop.is_set():
-                    return
-                wait([future], timeout=STOP_POLL_S)
+            if not _done(future, stop):
+                return
             try:
                 yield future.result()
             except BrokenProcessPool:
-                yield _alone(file, sampling, task_us)
+                alone = _alone(file, sampling, task_us, stop)
+                if alone is None:
+                    return
+                yield alone
                 pool = _pool(processes)
                 waiting = deque(
                     (other, pool.submit(probe_and_plan, other, sampling, task_us))
@@ -91,19 +101,36 @@ def probe_all(
                 )
     finally:
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if stop.is_set():
-                for child in multiprocessing.active_children():
-                    child.terminate()
+            _close(pool, stop)
 
 
-def _alone(file: ArchiveFile, sampling: Sampling, task_us: int) -> Probed:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(probe_and_plan, file, sampling, task_us).result()
-        except BrokenProcessPool:
-            reason = "reading it crashes the media library: convert it, or leave it out"
-            return Probed(file, None, None, (), "crashes", reason)
+def _done(future: Future[Probed], stop: threading.Event) -> bool:
+    """Wait for it; False as soon as `stop` is set."""
+    while not future.done():
+        if stop.is_set():
+            return False
+        wait([future], timeout=STOP_POLL_S)
+    return True
+
+
+def _alone(file: Asked, sampling: Sampling, task_us: int, stop: threading.Event) -> Probed | None:
+    """What a process of its own finds; None once `stop` is set."""
+    pool = _pool(1)
+    try:
+        future = pool.submit(probe_and_plan, file, sampling, task_us)
+        return future.result() if _done(future, stop) else None
+    except BrokenProcessPool:
+        reason = "reading it crashes the media library: convert it, or leave it out"
+        return Probed(file.file, file.content_id, None, (), "crashes", reason)
+    finally:
+        _close(pool, stop)
+
+
+def _close(pool: ProcessPoolExecutor, stop: threading.Event) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)
+    if stop.is_set():
+        for child in multiprocessing.active_children():
+            child.terminate()
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:

@@ -129,7 +129,18 @@ def test_the_default_is_the_seasons() -> None:
     assert [label.name for label in seasons().labels] == list(SEASONS)
 
 
-@pytest.mark.parametrize("texts", [["only one"], ["a", "a"], ["a", " "], ["a", "b" * 301]])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["only one"],
+        ["a", "a"],
+        ["a", " "],
+        ["a", "b" * 301],
+        ["a", "two\nlines"],
+        ["a", "\x1b[31m"],
+        ["a", "\udcff"],
+    ],
+)
 def test_labels_that_cannot_be_compared_are_refused(texts: list[str]) -> None:
     """One label, a repeated one, an empty one and one too long for the model are mistakes."""
     with pytest.raises(LabelsError):

@@ -72,16 +72,20 @@ def test_the_exit_code_is_the_commands() -> None:
     assert codes == [7, 128 + signal.SIGKILL]
 
 
-def test_what_a_command_leaves_behind_ends_with_it(tmp_path: Path) -> None:
-    """A background process that outlives the command itself is ended too."""
+def test_what_a_command_leaves_behind_ends_with_the_parent(tmp_path: Path) -> None:
+    """Letting go ends what a command started and would have left running."""
     pid_file = tmp_path / "pid"
     program = (
-        "import subprocess, sys; "
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-        f"open({str(pid_file)!r}, 'w').write(str(child.pid)); child.returncode = 0"
+        "import signal, subprocess, sys, time; "
+        "child = subprocess.Popen([sys.executable, '-c', "
+        "'import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)']); "
+        f"open({str(pid_file)!r}, 'w').write(str(child.pid)); time.sleep(60)"
     )
     leash = [sys.executable, "-m", "nightreel.leash", "1", sys.executable, "-c", program]
     with subprocess.Popen(leash, stdin=subprocess.PIPE) as process:
-        assert process.wait() == 0
+        assert wait_until(lambda: pid_file.exists() and bool(pid_file.read_text()))
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
     pid = int(pid_file.read_text())
     assert wait_until(lambda: not alive(pid))

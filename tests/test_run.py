@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clips import make_clip
+from clips import make_clip, make_sound
 from contract_server import ContractServer, answer_with, contract_server
 
 NIGHTREEL = str(Path(sys.executable).with_name("nightreel"))
@@ -41,16 +41,23 @@ def archive(tmp_path: Path) -> Path:
     return folder
 
 
-def environment(**settings: str) -> dict[str, str]:
+def environment(folder: Path, **settings: str) -> dict[str, str]:
+    """As few variables as a fresh login has, and one by which all processes of a test are found:
+    children inherit it whatever else they are denied."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")}
-    return kept | {"NIGHTREEL_TASK_SECONDS": "2", "NIGHTREEL_FEED_INTERVAL_S": "0.1"} | settings
+    return kept | {
+        "NIGHTREEL_TASK_SECONDS": "2",
+        "NIGHTREEL_FEED_INTERVAL_S": "0.1",
+        "OF_THE_TEST_IN": str(folder),
+        **settings,
+    }
 
 
 def start(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [NIGHTREEL, *arguments],
         cwd=folder,
-        env=environment(**settings),
+        env=environment(folder, **settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,8 +94,8 @@ def results(folder: Path) -> list[tuple[Any, ...]]:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Processes whose environment names this folder's database."""
-    wanted = os.fsencode(folder / "nightreel.db")
+    """Every process that a command started in this folder has left, whatever it is."""
+    wanted = b"OF_THE_TEST_IN=" + os.fsencode(folder) + b"\0"
     found = []
     for entry in Path("/proc").iterdir():
         try:
@@ -136,12 +143,17 @@ def test_a_folder_is_classified_and_the_same_command_does_nothing_more(
 def test_bad_files_are_listed_with_their_reasons(
     tmp_path: Path, archive: Path, api: ContractServer
 ) -> None:
-    """Text, nothing, half a file and odd names: exit 3, each bad file with its reason, each good
-    one analysed."""
+    """Text, nothing, sound alone, files cut off and odd names: exit 3, each bad file with its
+    reason, each good one analysed, and every second of every video accounted for."""
     (archive / "text.mp4").write_text("this is not a video")
     (archive / "empty.mp4").write_bytes(b"")
+    make_sound(archive / "sound.mp4", 2)
     whole = (archive / "one.mp4").read_bytes()
-    (archive / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (archive / "no index.mp4").write_bytes(whole[: len(whole) // 2])
+    index_first = make_clip(
+        tmp_path / "whole.mp4", [("red", 10), ("blue", 10)], options={"movflags": "faststart"}
+    ).read_bytes()
+    (archive / "cut off.mp4").write_bytes(index_first[: len(index_first) * 6 // 10])
     odd = [b"with space \xc5\xbc.mp4", b"latin\xe9.mp4", b"new\nline.mp4"]
     for number, name in enumerate(odd):
         made = make_clip(tmp_path / f"{number}.mp4", [("white", 1 + number)])
@@ -155,12 +167,21 @@ def test_bad_files_are_listed_with_their_reasons(
         "with space ż.mp4": "complete",
         "latin\\xe9.mp4": "complete",
         "new\\nline.mp4": "complete",
+        "cut off.mp4": "partial",
         "text.mp4": "rejected",
         "empty.mp4": "rejected",
-        "half.mp4": "rejected",
+        "sound.mp4": "rejected",
+        "no index.mp4": "rejected",
     }
-    for name in ("text.mp4", "empty.mp4", "half.mp4"):
-        assert by_name[name]["reason"]
+    assert all(row["reason"] for row in rows if row["state"] != "complete")
+    code, out, _ = nightreel(tmp_path, "coverage", "--format", "json")
+    assert code == 3
+    for one in json.loads(out):
+        assert one["analysed_s"] + one["gaps_s"] == pytest.approx(one["duration_s"], abs=1e-9)
+    (cut_off,) = [one for one in json.loads(out) if one["video"].endswith("cut off.mp4")]
+    assert cut_off["duration_s"] == 20
+    assert {gap["kind"] for gap in cut_off["gaps"]} <= {"truncated", "damaged"}
+    assert 5 < cut_off["analysed_s"] < 16
 
 
 def test_a_mended_file_replaces_the_rejected_one(
@@ -357,6 +378,13 @@ def test_an_external_queue_and_postgresql_serve_the_same_command(
             10,
             "queue",
         ),
+        (["run", "archive"], {"NIGHTREEL_BROKER_URL": "garbage://x"}, 10, "NIGHTREEL_BROKER_URL"),
+        (["run", "archive"], {"NIGHTREEL_API_KEY_FILE": "gone"}, 2, "NIGHTREEL_API_KEY_FILE"),
+        (["run", "archive", "--api", "http://[::1"], {}, 12, "NIGHTREEL_API_URL"),
+        (["run", "archive", "--db", "postgresql://h:bad/x"], {}, 11, "NIGHTREEL_DATABASE_URL"),
+        (["run", "archive", "--every", "9" * 40 + "h"], {}, 2, "no time"),
+        (["run", "archive", "--fps", "1e-5000000"], {}, 2, "no rate"),
+        (["summary", "--job", "9" * 30], {}, 2, "--job"),
         (["summary"], {}, 11, "nightreel"),
         (["scenes", "--db", "sqlite:///gone/x.db"], {}, 11, "nightreel"),
         (["run", "archive"], {"NIGHTREEL_TASK_SECONDS": "soon"}, 2, "NIGHTREEL_TASK_SECONDS"),
@@ -378,3 +406,288 @@ def test_bad_input_is_one_line_and_the_right_code(
     assert "Traceback" not in err
     assert "pw-secret" not in err + out
     assert out == ""
+
+
+def test_two_runs_of_one_job_share_its_work(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """The same command started twice at once: both end well, and the results are those of one."""
+    make_clip(archive / "long.mp4", [("red", 30), ("green", 30)])
+    command = (
+        *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
+        *("--workers", "1", "--format", "json"),
+    )
+    both = [start(tmp_path, *command) for _ in range(2)]
+    ended = [process.communicate(timeout=110) for process in both]
+    assert [process.returncode for process in both] == [0, 0], ended
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    shutil.copytree(archive, calm / "archive")
+    assert classify(calm, api)[0] == 0
+    assert results(tmp_path) == results(calm)
+
+
+def test_doctor_names_the_layer_that_fails(tmp_path: Path, api: ContractServer) -> None:
+    """One line a layer; the exit code is that of the first that fails."""
+    code, out, err = nightreel(tmp_path, "doctor", "--api", api.url)
+    assert code == 0, out + err
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["ok", "queue"],
+        ["ok", "database"],
+        ["ok", "API"],
+        ["ok", "codecs"],
+    ]
+    assert not (tmp_path / "nightreel.db").exists()
+    away = "http://127.0.0.1:1"
+    assert nightreel(tmp_path, "doctor", "--api", away)[0] == 12
+    assert nightreel(tmp_path, "doctor", "--api", api.url, "--db", "mysql://h/x")[0] == 11
+    code, out, _ = nightreel(
+        tmp_path, "doctor", "--api", away, NIGHTREEL_BROKER_URL="redis://:pw-secret@127.0.0.1:1"
+    )
+    assert code == 10
+    assert "pw-secret" not in out
+    assert out.count("FAIL") == 2
+
+
+def test_status_counts_what_was_done(tmp_path: Path, archive: Path, api: ContractServer) -> None:
+    """One row a job with its videos, frames and calls."""
+    (archive / "text.mp4").write_text("this is not a video")
+    classify(tmp_path, api)
+    code, out, err = nightreel(tmp_path, "status", "--format", "jsonl")
+    assert code == 0, err
+    (row,) = [json.loads(line) for line in out.splitlines()]
+    assert (row["job"], row["state"], row["videos"], row["complete"], row["rejected"]) == (
+        *(1, "closed", 3, 2, 1),
+    )
+    assert row["samples"] == 12
+    assert row["analysed"] == 1.0
+
+
+def test_scenes_follow_what_the_pictures_show(tmp_path: Path, api: ContractServer) -> None:
+    """With labels given by example pictures, the cut from red to blue is found at its second, and
+    the label file's flag is raised."""
+    from PIL import Image
+
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    make_clip(folder / "tape.mp4", [("red", 6), ("blue", 5)])
+    for name, colour in (("r.png", (200, 30, 30)), ("b.png", (30, 40, 200))):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / name)
+    (tmp_path / "labels.yaml").write_text(
+        "- {name: reddish, examples: r.png}\n"
+        "- {name: bluish, examples: b.png, threshold: 0.9, flag: too blue}\n"
+    )
+    code, out, err = nightreel(
+        tmp_path,
+        *("run", "archive", "--api", api.url, "--labels", "labels.yaml", "--workers", "1"),
+        *("--format", "json"),
+    )
+    assert code == 0, err
+    (video,) = json.loads(out)
+    assert video["flags"] == ["too blue"]
+    assert [one["label"] for one in video["labels"]] == ["reddish", "bluish"]
+    _, out, _ = nightreel(tmp_path, "scenes", "tape.mp4", "--format", "json")
+    found = [(one["label"], one["start_s"], one["end_s"]) for one in json.loads(out)]
+    assert found == [("reddish", 0.0, 6.0), ("bluish", 6.0, 11.0)]
+    _, table, _ = nightreel(tmp_path, "scenes")
+    assert "0:00:06.000" in table
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "table"])
+def test_rows_go_to_standard_output_alone(
+    tmp_path: Path, archive: Path, api: ContractServer, form: str
+) -> None:
+    """Data is data: what a command says beside its rows goes to standard error."""
+    api.info["notice"] = "take these labels with salt"
+    classify(tmp_path, api)
+    code, out, err = nightreel(tmp_path, "summary", "--format", form)
+    assert code == 0
+    if form == "table":
+        assert out.rstrip().endswith("NOTE: take these labels with salt")
+    else:
+        assert "salt" not in out
+        assert "salt" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_ways_to_be_ended_are_interruptions_too(
+    tmp_path: Path, archive: Path, api: ContractServer, number: signal.Signals
+) -> None:
+    """A closed terminal and a plain `kill` end a run as Ctrl-C does."""
+    api.always = lambda handler, body: time.sleep(30)
+    process = start(tmp_path, "run", "archive", "--api", api.url, "--workers", "1")
+    wait_until(lambda: len(api.requests) > 0)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    wait_until(lambda: processes_of(tmp_path) == [], 10)
+
+
+def test_a_run_killed_while_it_reads_files_leaves_no_process(
+    tmp_path: Path, api: ContractServer
+) -> None:
+    """The processes that probe files end with a killed command, in whatever file they are."""
+    (tmp_path / "archive").mkdir()
+    make_clip(tmp_path / "archive" / "a.mp4", [("red", 2)])
+    (tmp_path / "archive" / "large.mp4").write_bytes(b"")
+    os.truncate(tmp_path / "archive" / "large.mp4", 60 << 30)  # sparse: a minute to hash
+    process = start(tmp_path, "run", "archive", "--api", api.url, "--workers", "1")
+
+    def probing() -> bool:
+        pids = processes_of(tmp_path)
+        return any(b"spawn_main" in _command_line(pid) for pid in pids) and len(pids) > 3
+
+    wait_until(probing)
+    process.kill()
+    process.communicate()
+    wait_until(lambda: processes_of(tmp_path) == [], 15)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def test_ctrl_c_while_a_large_file_is_read_is_obeyed_at_once(
+    tmp_path: Path, api: ContractServer
+) -> None:
+    """Nobody waits for the hash of a large file after Ctrl-C."""
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "large.mp4").write_bytes(b"")
+    os.truncate(tmp_path / "archive" / "large.mp4", 60 << 30)
+    process = start(tmp_path, "run", "archive", "--api", api.url, "--workers", "1")
+    wait_until(lambda: any(b"spawn_main" in _command_line(p) for p in processes_of(tmp_path)))
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=15)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    wait_until(lambda: processes_of(tmp_path) == [], 10)
+
+
+def test_the_key_is_given_to_workers_alone(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """No child but the workers has the key, nor passwords of others, in its environment."""
+    api.key = "rf_key_for_workers_only"
+    api.always = lambda handler, body: time.sleep(30)
+    process = start(
+        tmp_path, "run", "archive", "--api", api.url, "--workers", "1", NIGHTREEL_API_KEY=api.key
+    )
+    wait_until(lambda: len(api.requests) > 0)
+    having = [
+        _command_line(pid)
+        for pid in processes_of(tmp_path)
+        if pid != process.pid and api.key.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    ]
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert having
+    assert all(b"celery" in line for line in having)
+    assert not any(api.key.encode() in line for line in having)
+
+
+def test_a_killed_leash_leaves_no_worker_behind(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """Killing what holds a child ends the child, and both are started again."""
+    slow = [True]
+
+    def slowly(handler: Any, body: dict[str, Any]) -> None:
+        if slow[0]:
+            time.sleep(60)
+
+    api.always = slowly
+    process = start(
+        tmp_path, *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
+        *("--workers", "1", "--format", "json"), NIGHTREEL_LEASE_S="3",
+    )  # fmt: skip
+    wait_until(lambda: len(api.requests) > 0)
+    slow[0], api.always = False, None
+    leashes = [
+        pid
+        for pid in processes_of(tmp_path)
+        if b"nightreel.leash" in (line := _command_line(pid)) and b"celery" in line
+    ]
+    for pid in leashes:
+        os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert leashes
+    wait_until(lambda: processes_of(tmp_path) == [], 10)
+
+
+def test_a_copy_is_said_to_be_one_and_a_moved_file_is_not(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """Two files of one content are one video, shown with its copies; after a move nothing is
+    analysed again and nothing is called a copy."""
+    shutil.copy(archive / "one.mp4", archive / "zwei.mp4")
+    code, rows, err = classify(tmp_path, api)
+    assert code == 0, err
+    assert sorted(Path(p).name for row in rows for p in [row["video"], *row["copies"]]) == [
+        *("one.mp4", "two.mp4", "zwei.mp4"),
+    ]
+    (archive / "zwei.mp4").unlink()
+    (archive / "two.mp4").rename(archive / "moved.mp4")
+    before = len(api.requests)
+    code, rows, err = classify(tmp_path, api)
+    assert code == 0, err
+    assert len(api.requests) == before
+    by_name = {Path(row["video"]).name: row["copies"] for row in rows}
+    assert by_name["moved.mp4"] == []
+
+
+def test_a_reader_that_leaves_early_is_no_fault(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """`nightreel summary | head -0` ends quietly; a full disk is said in one line."""
+    assert classify(tmp_path, api)[0] == 0
+    for form in ("table", "json", "csv"):
+        read, write = os.pipe()
+        os.close(read)
+        done = subprocess.run(
+            [NIGHTREEL, "summary", "--format", form],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(write)
+        assert (done.returncode, done.stderr) == (0, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [NIGHTREEL, "summary"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_goes_on_when_nobody_listens_to_its_talk(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """A closed standard error costs nothing but the talk."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [NIGHTREEL, "run", "archive", "--api", api.url, "--workers", "1", "--format", "json"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=write,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert {row["state"] for row in json.loads(done.stdout)} == {"complete"}

@@ -10,14 +10,25 @@ from typing import Any
 
 import click
 
+from nightreel.cli.output import say
 from storage.exits import MEANINGS, ExitCode
 
 COMMANDS = {
     "run": "run:run",
+    "plan": "plan:plan",
     "status": "jobs:status",
     "summary": "answers:summary",
     "scenes": "answers:scenes",
     "coverage": "answers:coverage",
+    "find": "occurrences:find",
+    "flags": "occurrences:flags",
+    "highlights": "occurrences:highlights",
+    "totals": "totals:totals",
+    "search": "search:search",
+    "relabel": "relabel:relabel",
+    "export": "export:export",
+    "annotate": "pictures:annotate",
+    "sheet": "pictures:sheet",
     "doctor": "doctor:doctor",
     "db": "database:database",
     "serve-api": "services:serve_api",
@@ -26,10 +37,20 @@ COMMANDS = {
 
 SUMMARIES = {
     "run": "Classify videos on this machine and print a summary.",
+    "plan": "Say what classifying videos would take: calls, bytes, time, cost.",
     "status": "Show how jobs stand.",
     "summary": "One row a video: analysed time, scenes, top labels.",
     "scenes": "One row a scene: start, end, label, confidence.",
     "coverage": "What was analysed and what was not, and why.",
+    "find": "Which videos show a label, from when on, for how long.",
+    "flags": "What labels with a threshold have raised, worst first.",
+    "highlights": "The best moments of a label, as a list of cuts.",
+    "totals": "Shares of time over all videos, by month or day of recording.",
+    "search": "The moments of the archive nearest to any text.",
+    "relabel": "Other labels for a job, without sending a picture again.",
+    "export": "Tables for other tools; scenes for editors and players.",
+    "annotate": "A video with its labels drawn on every frame.",
+    "sheet": "A contact sheet of a video's scenes.",
     "doctor": "Check queue, database, API, codecs: one line a layer.",
     "db": "Create or upgrade the results database.",
     "serve-api": "Serve the CLIP HTTP API from this machine.",
@@ -100,19 +121,14 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the same command resumes", err=True)
+        say("interrupted; the same command resumes")
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`head`, `less`) has seen enough; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except Exception as error:
         code = _code_of(error)
-        if code is ExitCode.UNEXPECTED and os.environ.get("NIGHTREEL_DEBUG"):
+        if code is None and os.environ.get("NIGHTREEL_DEBUG"):
             raise
-        said = _said(error) if code is not ExitCode.UNEXPECTED else _unexpected(error)
-        click.echo(f"nightreel: {said}", err=True)
-        return code
+        say(f"nightreel: {_said(error) if code is not None else _unexpected(error)}")
+        return ExitCode.UNEXPECTED if code is None else code
     return result if isinstance(result, int) else ExitCode.OK
 
 
@@ -132,17 +148,20 @@ def _unexpected(error: Exception) -> str:
     )
 
 
-def _code_of(error: Exception) -> ExitCode:
-    """The exit code of a layer's error, by its type alone. Only modules that are loaded can have
-    raised it, so none is loaded for the question."""
+def _code_of(error: Exception) -> ExitCode | None:
+    """The exit code of a layer's error, by its type alone; None for what nobody expected. Only
+    modules that are loaded can have raised it, so none is loaded for the question."""
     by_type = (
         ("storage.database", "DatabaseError", ExitCode.DATABASE),
         ("storage.summaries", "NoSuchVideo", ExitCode.USAGE),
         ("storage.ledger", "NoSuchJob", ExitCode.USAGE),
+        ("storage.occurrences", "NoSuchLabel", ExitCode.USAGE),
+        ("storage.relabel", "CannotRelabel", ExitCode.USAGE),
         ("scheduler.archive", "ArchiveError", ExitCode.USAGE),
         ("scheduler.labels", "LabelsError", ExitCode.USAGE),
         ("scheduler.feeder", "QueueUnavailable", ExitCode.QUEUE),
         ("workers.api", "ApiError", ExitCode.API),
+        ("workers.settings", "KeyUnreadable", ExitCode.USAGE),
         ("pydantic_core", "ValidationError", ExitCode.USAGE),
     )
     for module, name, code in by_type:
@@ -150,4 +169,4 @@ def _code_of(error: Exception) -> ExitCode:
         if loaded is not None and isinstance(error, getattr(loaded, name)):
             return code
     own = getattr(error, "code", None)
-    return own if isinstance(own, ExitCode) else ExitCode.UNEXPECTED
+    return own if isinstance(own, ExitCode) else None

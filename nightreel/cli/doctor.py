@@ -23,7 +23,7 @@ def doctor(database_url: str, api_url: str | None, paths: tuple[str, ...]) -> in
     from nightreel import doctor as layers
 
     first: ExitCode | None = None
-    broker_url = os.environ.get("NIGHTREEL_BROKER_URL")
+    broker_url = os.environ.get("NIGHTREEL_BROKER_URL") or None
     for finding in layers.examine(broker_url, database_url, api_url, paths):
         mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
         click.echo(f"{mark}  {finding.layer:<9} {finding.said}")

@@ -14,6 +14,9 @@ from nightreel.cli.output import FORMATS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?|\d+/\d+)(?P<unit>ms|s|min|m|h)?")
+LONGEST_NUMBER = 30
+"""Characters of a number: more are no time and no rate, and cost time to read."""
+LONGEST_S = 10**7
 UNITS = {
     "ms": Fraction(1, 1000),
     "s": Fraction(1),
@@ -34,7 +37,8 @@ class Duration(click.ParamType[Fraction]):
         if isinstance(value, Fraction):
             return value
         found = DURATION.fullmatch(str(value).strip())
-        if found is None or (seconds := _exact(found["number"])) is None or seconds <= 0:
+        seconds = _exact(found["number"]) if found is not None else None
+        if found is None or seconds is None or not 0 < seconds < LONGEST_S:
             self.fail(f"{value!r} is no time above 0: write 2s, 500ms, 0.5 or 2min", param, ctx)
         return seconds * UNITS[found["unit"] or "s"]
 
@@ -55,7 +59,28 @@ class Rate(click.ParamType[Fraction]):
         return rate
 
 
+class Share(click.ParamType[Fraction]):
+    """A share such as `1%`, `0.01` or `1/100`, exactly."""
+
+    name = "share"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
+        if isinstance(value, Fraction):
+            return value
+        text = str(value).strip()
+        share = _exact(text.removesuffix("%"))
+        if share is not None and text.endswith("%"):
+            share /= 100
+        if share is None or not 0 <= share <= 1:
+            self.fail(f"{value!r} is no share from 0 to 100%: write 1%, 0.01 or 1/100", param, ctx)
+        return share
+
+
 def _exact(text: str) -> Fraction | None:
+    if len(text) > LONGEST_NUMBER or "e" in text.lower():
+        return None
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -92,8 +117,28 @@ def job_option(command: Command) -> Command:
     return click.option(
         "--job",
         "job_id",
-        type=int,
+        type=click.IntRange(1, 2**31 - 1),
         default=None,
         metavar="ID",
         help="Job to ask about.  [default: the latest]",
     )(command)
+
+
+def api_options(command: Command) -> Command:
+    """Add `--api` and `--engine`, for commands that ask only what is not remembered."""
+    engine = click.option(
+        "--engine",
+        envvar="NIGHTREEL_ENGINE",
+        type=click.Choice(["auto", "clip", "offline"]),
+        default="auto",
+        show_default=True,
+        help="Engine of the API at home; auto takes the one that made the embeddings.",
+    )
+    api = click.option(
+        "--api",
+        "api_url",
+        envvar="NIGHTREEL_API_URL",
+        metavar="URL",
+        help="API that made the embeddings; without it one is served on this machine.",
+    )
+    return api(engine(command))

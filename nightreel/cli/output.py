@@ -7,16 +7,25 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import click
+
+from storage.exits import ExitCode
 
 Row = Mapping[str, Any]
 Justify = Literal["left", "right"]
 VIDEO = "video"
 """Key of the column of paths."""
 FORMATS = ("table", "json", "jsonl", "csv")
+
+
+class OutputError(Exception):
+    """Standard output does not take the rows (a full disk)."""
+
+    code = ExitCode.UNEXPECTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,18 @@ def write_rows(
     """Write `rows` to standard output. `notices` stand below a table, and on standard error beside
     data, so that a warning about the results is never lost and never breaks a parser."""
     said = list(dict.fromkeys(notice for notice in notices if notice))
+    try:
+        _write(rows, columns, form, said)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (`head`, `less`) has seen enough. Python would try to flush once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"the rows cannot be written: {error.strerror}") from None
+
+
+def _write(rows: Sequence[Row], columns: Sequence[Column], form: str, said: Sequence[str]) -> None:
     if form == "table":
         _table(rows, columns, said)
         return
@@ -63,8 +84,12 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str
     from rich.table import Table
     from rich.text import Text
 
+    class Pipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     # Into a file or a pipe nothing is folded or cut, whatever the terminal's width.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console = Pipe() if sys.stdout.isatty() else Pipe(width=10_000)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for column in columns:
         table.add_column(column.title, justify=column.justify, overflow="fold")
@@ -90,8 +115,9 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 
 def say(message: str) -> None:
-    """Write one line of talk to standard error."""
-    click.echo(message, err=True)
+    """Write one line of talk to standard error; nobody may be listening any more."""
+    with suppress(OSError, ValueError):
+        click.echo(message, err=True)
 
 
 def duration(seconds: float | None) -> str:

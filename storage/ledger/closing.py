@@ -7,15 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, Row, delete, exists, select, update
+import numpy as np
+from sqlalchemy import Connection, Engine, Row, delete, exists, select, update
 from sqlalchemy import insert as plain_insert
 
+from storage import vectors
+from storage.columns import SampleColumns, columns_in
 from storage.database import reading, writing
 from storage.dialect import Now, upsert
+from storage.flags import flag_rows
 from storage.ledger.job import JobState
-from storage.records import Gap, GapKind, Label, SampleResult, Scene, TaskState, VideoState
-from storage.results import gaps_in, labels_in, samples_in
-from storage.scenes import labelled_scenes
+from storage.records import Fit, Gap, GapKind, Sampling, Scene, TaskState, VideoState
+from storage.results import gaps_in, labels_in
+from storage.scenes import Shares, labelled_scenes, picture_changes
 from storage.schema import OPEN, RUNNING, flags, gaps, job_videos, jobs, scenes, tasks
 
 
@@ -114,7 +118,7 @@ def _close_video(engine: Engine, job_id: int, video_id: int) -> VideoState | Non
         if outcome.scenes:
             connection.execute(
                 plain_insert(scenes),
-                [of_video | _scene_row(label, scene) for label, scene in outcome.scenes],
+                [of_video | scene_row(label, scene) for label, scene in outcome.scenes],
             )
         if outcome.flags:
             connection.execute(plain_insert(flags), [of_video | row for row in outcome.flags])
@@ -141,7 +145,8 @@ def _outcome(engine: Engine, job_id: int, video_id: int) -> _Outcome | None:
                 tasks.c.error,
             ).where(tasks.c.job_id == job_id, tasks.c.video_id == video_id)
         ).all()
-        found = samples_in(connection, job_id, video_id)
+        found = columns_in(connection, job_id, video_id)
+        changes = _picture_changes(connection, job_id, video_id, found)
         known = gaps_in(connection, job_id, video_id)
         label_set = labels_in(connection, job_id)
     lost = [(row.id, _gap_of(row)) for row in rows if row.state != TaskState.DONE]
@@ -149,15 +154,36 @@ def _outcome(engine: Engine, job_id: int, video_id: int) -> _Outcome | None:
     analysed_us = sum(
         row.end_us - row.start_us - row.gap_us for row in rows if row.state == TaskState.DONE
     )
+    state, reason = standing(analysed_us, every_gap)
     return _Outcome(
         opening=opening,
-        state=_state_of(analysed_us, every_gap),
+        state=state,
         analysed_us=analysed_us,
-        reason=_reason_of(every_gap),
+        reason=reason,
         lost=lost,
-        scenes=labelled_scenes(found, every_gap, [label.name for label in label_set]),
-        flags=_flags_of(found, label_set),
+        scenes=labelled_scenes(
+            found, every_gap, [label.name for label in label_set], changes=changes
+        ),
+        flags=flag_rows(found, label_set),
     )
+
+
+def _picture_changes(
+    connection: Connection, job_id: int, video_id: int, found: SampleColumns
+) -> Shares | None:
+    """How the video's pictures change from sample to sample; None where they are not embedded."""
+    job = connection.execute(
+        select(jobs.c.sampling, jobs.c.fit, jobs.c.model).where(jobs.c.id == job_id)
+    ).one()
+    sampling = Sampling.parse(job.sampling)
+    for stored in vectors.of_job(connection, job_id, sampling, Fit(job.fit), job.model, [video_id]):
+        at = np.searchsorted(stored.times[:, vectors.BUCKET], found.bucket)
+        if (
+            at.max(initial=-1) < len(stored.times)
+            and (stored.times[at, vectors.BUCKET] == found.bucket).all()
+        ):
+            return picture_changes(stored.vectors[at])
+    return None
 
 
 def _gap_of(task: Row[*tuple[Any, ...]]) -> Gap:
@@ -165,6 +191,13 @@ def _gap_of(task: Row[*tuple[Any, ...]]) -> Gap:
         return Gap(task.start_us, task.end_us, GapKind.CANCELLED)
     detail = f"{task.error_kind}: {task.error}"
     return Gap(task.start_us, task.end_us, GapKind.TASK_FAILED, detail)
+
+
+def standing(
+    analysed_us: int, every_gap: Sequence[Gap]
+) -> tuple[VideoState, tuple[str, str] | tuple[None, None]]:
+    """State of a video whose tasks are finished, and kind and detail of why it is not complete."""
+    return _state_of(analysed_us, every_gap), _reason_of(every_gap)
 
 
 def _state_of(analysed_us: int, every_gap: Sequence[Gap]) -> VideoState:
@@ -191,7 +224,7 @@ def _reason_of(every_gap: Sequence[Gap]) -> tuple[str, str] | tuple[None, None]:
     return worst, longest.detail
 
 
-def _scene_row(label: int, scene: Scene) -> dict[str, Any]:
+def scene_row(label: int, scene: Scene) -> dict[str, Any]:
     return {
         "start_us": scene.start_us,
         "end_us": scene.end_us,
@@ -201,29 +234,6 @@ def _scene_row(label: int, scene: Scene) -> dict[str, Any]:
         "samples": scene.samples,
         "agreeing": scene.agreeing,
     }
-
-
-def _flags_of(found: Sequence[SampleResult], label_set: Sequence[Label]) -> list[dict[str, Any]]:
-    """One row for each flagged label that some sample raises: by its threshold, or where it has
-    none, by being the sample's best label."""
-    raised: dict[int, list[tuple[int, float]]] = {}
-    for sample in found:
-        for rank, prediction in enumerate(sample.predictions):
-            label = label_set[prediction.label]
-            if label.flag is None:
-                continue
-            if (rank == 0) if label.threshold is None else prediction.confidence >= label.threshold:
-                raised.setdefault(prediction.label, []).append((sample.t_us, prediction.confidence))
-    return [
-        {
-            "label": label,
-            "samples": len(hits),
-            "first_us": hits[0][0],
-            "last_us": hits[-1][0],
-            "peak": max(confidence for _, confidence in hits),
-        }
-        for label, hits in sorted(raised.items())
-    ]
 
 
 def _close_jobs(engine: Engine, job_id: int | None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, case, delete, exists, select, update
+from sqlalchemy import Connection, Engine, RowMapping, case, delete, exists, or_, select, update
 
 from storage.database import reading, writing
 from storage.dialect import Now, insert, one_line, upsert
@@ -59,6 +60,8 @@ class Job:
     pause_kind: str | None
     pause_reason: str | None
     created_ms: int
+    opened_ms: int
+    """When a command asked for it last."""
     closed_ms: int | None
     created: bool = False
     """Whether the call that returned this made the job."""
@@ -95,12 +98,13 @@ def open_job(engine: Engine, spec: JobSpec, *, priority: int = 0) -> Job:
                 model=spec.model,
                 notice=spec.notice,
                 created_ms=Now(),
+                opened_ms=Now(),
             )
             .on_conflict_do_nothing(index_elements=["key"])
             .returning(jobs.c.id)
         ).scalar()
         job_id = connection.scalars(select(jobs.c.id).where(jobs.c.key == spec.key)).one()
-        reopen(connection, job_id, planning_finished=False)
+        reopen(connection, job_id, planning_finished=False, opened_ms=Now())
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one()
     return job_of(row, created=made is not None)
 
@@ -124,6 +128,7 @@ def _store_label_set(connection: Connection, label_set: LabelSet) -> int:
                 "position": position,
                 "name": label.name,
                 "prompts": json.dumps(label.prompts),
+                "samples": json.dumps(label.samples),
                 "threshold": label.threshold,
                 "flag": label.flag,
             }
@@ -159,9 +164,9 @@ def all_jobs(engine: Engine) -> list[Job]:
 
 
 def latest_job(engine: Engine) -> Job:
-    """The job that was made last. Raises NoSuchJob where there is none."""
+    """The job that was asked for last. Raises NoSuchJob where there is none."""
     with reading(engine) as connection:
-        newest = select(jobs).order_by(jobs.c.id.desc()).limit(1)
+        newest = select(jobs).order_by(jobs.c.opened_ms.desc(), jobs.c.id.desc()).limit(1)
         row = connection.execute(newest).mappings().first()
     if row is None:
         raise NoSuchJob("the database holds no job yet: start one with `nightreel run PATH`")
@@ -192,7 +197,7 @@ def reopen_planning(engine: Engine, job_id: int) -> None:
         reopen(connection, job_id, planning_finished=False)
 
 
-def reopen(connection: Connection, job_id: int, **values: bool) -> None:
+def reopen(connection: Connection, job_id: int, **values: bool | Now) -> None:
     """Within a transaction: a closed job runs again; `values` are set on any job."""
     running = case((jobs.c.state == JobState.CLOSED, JobState.RUNNING), else_=jobs.c.state)
     connection.execute(
@@ -229,24 +234,53 @@ def resume_job(engine: Engine, job_id: int) -> None:
         )
 
 
-def recover(engine: Engine, job_id: int) -> int:
-    """Take back all of the job's tasks that are queued or leased, without waiting for timeouts,
-    and return their number; for a caller who knows that no worker of the job is alive.
+def lease_holders(engine: Engine, job_id: int) -> set[str]:
+    """Names of the workers that hold a lease on tasks of the job, run out or not."""
+    with reading(engine) as connection:
+        return set(
+            connection.scalars(
+                select(tasks.c.worker).where(
+                    IN_FLIGHT, tasks.c.job_id == job_id, tasks.c.state == TaskState.LEASED
+                )
+            )
+        )
+
+
+def recover(engine: Engine, job_id: int, stopped: Collection[str] = ()) -> int:
+    """Take back the job's tasks that are queued, and those leased to workers that were `stopped`,
+    without waiting for timeouts; return their number.
 
     Spends no attempt: an interruption is no fault of the task. A worker that lives all the same
-    can no longer commit.
+    can no longer commit; a message on its way is turned down or claims the task as any other.
     """
     leased = tasks.c.state == TaskState.LEASED
     with writing(engine) as connection:
         return connection.execute(
             update(tasks)
             .where(IN_FLIGHT, tasks.c.job_id == job_id)
+            .where(or_(~leased, tasks.c.worker.in_(stopped)))
             .values(
                 state=TaskState.PENDING,
                 attempts=case((leased, tasks.c.attempts - 1), else_=tasks.c.attempts),
                 queued_ms=None,
                 lease_until_ms=None,
             )
+        ).rowcount
+
+
+def expire_leases(engine: Engine, job_id: int, dead: Collection[str]) -> int:
+    """Let the job's leases of workers that died run out now, and return their number; the next
+    sweep finds them. The attempt stays spent: the task may be what killed them."""
+    with writing(engine) as connection:
+        return connection.execute(
+            update(tasks)
+            .where(
+                IN_FLIGHT,
+                tasks.c.job_id == job_id,
+                tasks.c.state == TaskState.LEASED,
+                tasks.c.worker.in_(dead),
+            )
+            .values(lease_until_ms=0)
         ).rowcount
 
 

@@ -10,14 +10,22 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Engine, RowMapping, select, update
+from sqlalchemy import Connection, Engine, RowMapping, delete, select, update
 from sqlalchemy import insert as plain_insert
 
 from storage.database import reading, writing
 from storage.dialect import Now, insert, one_line
 from storage.ledger.job import reopen
-from storage.records import ArchiveFile, FrameRange, TaskState, VideoInfo, VideoState
-from storage.schema import files, job_videos, tasks, videos
+from storage.recorded import recorded
+from storage.records import (
+    ArchiveFile,
+    FrameRange,
+    Sampling,
+    TaskState,
+    VideoInfo,
+    VideoState,
+)
+from storage.schema import files, job_videos, jobs, tasks, videos
 
 
 def register_file(engine: Engine, file: ArchiveFile, content_id: str) -> int:
@@ -104,7 +112,8 @@ def plan_video(
         ).first()
         if new is None:
             return
-        connection.execute(update(videos).where(videos.c.id == video_id).values(columns_of(info)))
+        facts = columns_of(info) | _recorded(connection, video_id, info)
+        connection.execute(update(videos).where(videos.c.id == video_id).values(facts))
         if ranges:
             connection.execute(
                 plain_insert(tasks),
@@ -129,6 +138,77 @@ def plan_video(
                 ],
             )
         reopen(connection, job_id)
+
+
+def _recorded(connection: Connection, video_id: int, info: VideoInfo) -> dict[str, str]:
+    """The columns that tell the day of recording; none where it is unknown."""
+    file = connection.execute(
+        select(files.c.path, files.c.mtime_ns)
+        .where(files.c.video_id == video_id)
+        .order_by(files.c.seen_ms.desc(), files.c.id.desc())
+        .limit(1)
+    ).first()
+    path, mtime_ns = ("", 0) if file is None else file
+    found = recorded(info.created, path, mtime_ns)
+    if found is None:
+        return {}
+    day, source = found
+    return {"recorded_on": day.isoformat(), "recorded_from": source}
+
+
+def places(engine: Engine, video_id: int) -> list[bytes]:
+    """The names under which files hold the video, as bytes."""
+    with reading(engine) as connection:
+        found = select(files.c.path_raw).where(files.c.video_id == video_id)
+        return [bytes(name) for name in connection.scalars(found)]
+
+
+def forget_places(engine: Engine, video_id: int, gone: Sequence[bytes]) -> None:
+    """Forget names at which the video lies no more, since it was moved."""
+    with writing(engine) as connection:
+        connection.execute(
+            delete(files).where(files.c.video_id == video_id, files.c.path_raw.in_(gone))
+        )
+
+
+def content_id(engine: Engine, video_id: int) -> str:
+    """The identity of the video's content."""
+    with reading(engine) as connection:
+        found = select(videos.c.content_id).where(videos.c.id == video_id)
+        return str(connection.scalars(found).one())
+
+
+def known_plan(
+    engine: Engine, video_id: int, sampling: Sampling
+) -> tuple[VideoInfo, list[FrameRange]] | None:
+    """The video's facts and ranges as the latest job of this sampling planned them; None where no
+    job did, or a release that planned otherwise."""
+    planned = (
+        select(job_videos.c.job_id)
+        .join(jobs, jobs.c.id == job_videos.c.job_id)
+        .where(
+            job_videos.c.video_id == video_id,
+            job_videos.c.state != VideoState.REJECTED,
+            jobs.c.sampling == str(sampling),
+        )
+        .order_by(job_videos.c.job_id.desc())
+        .limit(1)
+    )
+    with reading(engine) as connection:
+        job_id = connection.scalar(planned)
+        if job_id is None:
+            return None
+        plans = connection.scalars(
+            select(tasks.c.plan)
+            .where(tasks.c.job_id == job_id, tasks.c.video_id == video_id)
+            .order_by(tasks.c.ordinal)
+        ).all()
+        facts = select(videos).where(videos.c.id == video_id)
+        info = info_of(connection.execute(facts).mappings().one())
+    try:
+        return info, [FrameRange.from_json(plan) for plan in plans]
+    except ValueError:
+        return None
 
 
 def _check_tiling(ranges: Sequence[FrameRange], duration_us: int) -> None:
