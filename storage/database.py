@@ -9,6 +9,7 @@ DatabaseError                 one line: cause and remedy; no password in it
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -74,7 +75,7 @@ def connect(url: str) -> Engine:
     """
     try:
         parsed = make_url(url.strip())
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise BadDatabaseUrl(
             "the database URL cannot be read: "
             "set NIGHTREEL_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME"
@@ -139,6 +140,14 @@ def shown_url(engine: Engine) -> str:
     if url.get_backend_name() == "sqlite":
         return f"sqlite:///{url.database}"
     return URL.create("postgresql", None, None, url.host, url.port, url.database).render_as_string()
+
+
+def absolute_url(engine: Engine) -> str:
+    """The URL, password and all, under which a process in another directory finds the database."""
+    url = engine.url
+    if url.get_backend_name() == "sqlite" and url.database:
+        url = url.set(database=os.path.abspath(url.database))
+    return url.render_as_string(hide_password=False)
 
 
 @contextmanager

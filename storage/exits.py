@@ -16,6 +16,8 @@ class ExitCode(IntEnum):
     """The command line or a file it names is wrong; nothing was started."""
     INCOMPLETE = 3
     """Finished, but some video is partial, rejected or failed."""
+    FLAGGED = 4
+    """Asked for flags, and some are raised."""
     QUEUE = 10
     """The queue cannot be reached, or refuses."""
     DATABASE = 11
@@ -31,6 +33,7 @@ MEANINGS = {
     ExitCode.UNEXPECTED: "unexpected fault of the program",
     ExitCode.USAGE: "wrong usage; nothing was started",
     ExitCode.INCOMPLETE: "finished, but something is partial, rejected or failed",
+    ExitCode.FLAGGED: "flags are raised (`nightreel flags` alone)",
     ExitCode.QUEUE: "queue unreachable or refusing",
     ExitCode.DATABASE: "database unreachable or refusing",
     ExitCode.API: "API unreachable or refusing",

@@ -34,6 +34,9 @@ class SamplingMode(StrEnum):
     """Every presented frame; the bucket is the frame's ordinal."""
 
 
+_SKIP_DUPLICATES = "+skip-duplicates"
+
+
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """How frames are chosen: a mode, and for the modes with a time grid a rate in samples a second.
@@ -43,6 +46,10 @@ class Sampling:
 
     mode: SamplingMode = SamplingMode.PREFER_KEYFRAME
     rate: Fraction | None = Fraction(1)
+    skip_duplicates: bool = False
+    """Whether a frame that shows what was sent last is not sent, but takes over its result."""
+    audit: Fraction = Fraction(0)
+    """Share of the duplicates that are sent all the same, to learn how often skipping is wrong."""
 
     def __post_init__(self) -> None:
         gridded = self.mode in (SamplingMode.PREFER_KEYFRAME, SamplingMode.FIRST)
@@ -50,16 +57,31 @@ class Sampling:
             raise ValueError(f"sampling mode {self.mode} needs a rate above 0, not {self.rate}")
         if not gridded and self.rate is not None:
             raise ValueError(f"sampling mode {self.mode} has no rate")
+        if not 0 <= self.audit <= 1:
+            raise ValueError(f"{self.audit} is no share from 0 to 1")
+        if self.audit and not self.skip_duplicates:
+            raise ValueError("there is nothing to audit where no duplicate is skipped")
 
     def __str__(self) -> str:
-        """The canonical text, such as `prefer-keyframe@1/5`: equal samplings have equal texts."""
-        return str(self.mode) if self.rate is None else f"{self.mode}@{self.rate}"
+        """The canonical text, such as `prefer-keyframe@1/5` or `first@1+skip-duplicates:1/100`:
+        equal samplings have equal texts."""
+        text = str(self.mode) if self.rate is None else f"{self.mode}@{self.rate}"
+        if self.skip_duplicates:
+            text += _SKIP_DUPLICATES
+        return f"{text}:{self.audit}" if self.audit else text
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read back what `str()` wrote. ValueError for anything else."""
-        mode, _, rate = text.partition("@")
-        return cls(SamplingMode(mode), Fraction(rate) if rate else None)
+        frames, audit = text.partition(":")[::2]
+        skip_duplicates = frames.endswith(_SKIP_DUPLICATES)
+        mode, _, rate = frames.removesuffix(_SKIP_DUPLICATES).partition("@")
+        return cls(
+            SamplingMode(mode),
+            Fraction(rate) if rate else None,
+            skip_duplicates,
+            Fraction(audit or 0),
+        )
 
 
 class Fit(StrEnum):
@@ -71,6 +93,14 @@ class Fit(StrEnum):
     """Longer side to the model's size, black bars: all of the picture, smaller."""
     SQUASH = "squash"
     """Both sides to the model's size: all of the picture, distorted."""
+    TILES = "tiles"
+    """Shorter side to the model's size, and three squares over the longer one: all of a picture up
+    to three times as long as wide; a label's best square counts."""
+
+    @property
+    def squares(self) -> int:
+        """Squares that are sent of a frame."""
+        return 3 if self is Fit.TILES else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +167,8 @@ class VideoInfo:
     """Transfer characteristic by name (`bt709`, `smpte2084`, `unknown`, ...)."""
     warnings: tuple[str, ...] = ()
     """What a person should know: disagreeing durations, damaged packets, and the like."""
+    created: str | None = None
+    """When it was recorded, as the container's metadata writes it; recorded, not trusted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +242,8 @@ class GapKind(StrEnum):
     CANCELLED = "cancelled"
     STALLED = "stalled"
     """Decoding made no progress."""
+    NOT_EMBEDDED = "not-embedded"
+    """Analysed for other labels by an API that gives no embeddings: cannot be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +279,10 @@ class SampleResult:
     end_us: int
     """The interval it answers for: up to the next planned sample."""
     predictions: tuple[Prediction, ...]
+    reused_from: int | None = None
+    """Bucket of the sample before it whose result it took over, being its duplicate."""
+    audit_of: int | None = None
+    """Bucket of the sample whose duplicate it is, though it was sent all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,12 +306,13 @@ class RangeResult:
     """Unit vectors of the samples in order, float16 little endian, len(samples) x dimension; None
     where the endpoint gives none."""
     dimension: int
+    """Numbers a sample: those of the vectors of all its squares, one after the other."""
     usage: Usage = Usage()
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A class to look for: by prompts, by example pictures, or both."""
+    """A class to look for: by prompts, by example pictures, by samples, or by several of these."""
 
     name: str
     prompts: tuple[str, ...] = ()
@@ -283,6 +322,8 @@ class Label:
     """Confidence in (0, 1] from which a sample counts for `flag`."""
     flag: str | None = None
     """Reason raised when the label reaches its threshold."""
+    samples: tuple[str, ...] = ()
+    """Samples of the archive that show it, each as `CONTENT_ID@MICROSECONDS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +337,7 @@ class LabelSet:
     def __post_init__(self) -> None:
         sha = hashlib.sha256()
         for label in self.labels:
-            fields = [label.name, label.prompts, label.threshold, label.flag]
+            fields = [label.name, label.prompts, label.threshold, label.flag, label.samples]
             sha.update(json.dumps(fields, ensure_ascii=True).encode())
             for picture in label.examples:
                 sha.update(hashlib.sha256(picture).digest())

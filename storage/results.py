@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from storage.records import (
     SampleResult,
     Sampling,
     TaskState,
+    Usage,
 )
 from storage.schema import (
     embeddings,
@@ -60,6 +62,8 @@ class SampleTimes:
     t_us: int
     start_us: int
     end_us: int
+    reused_from: int | None = None
+    audit_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class StoredRange:
     samples: tuple[SampleTimes, ...]
     gaps: tuple[Gap, ...]
     vectors: npt.NDArray[np.float16]
-    """Unit vectors of the samples, samples x dimension."""
+    """Unit vectors of the samples, samples x dimension; of several squares one after the other."""
 
 
 def commit(engine: Engine, task_id: int, fence: int, result: RangeResult) -> bool:
@@ -98,6 +102,7 @@ def commit(engine: Engine, task_id: int, fence: int, result: RangeResult) -> boo
                 tasks.c.id,
                 tasks.c.job_id,
                 tasks.c.video_id,
+                tasks.c.fence,
                 tasks.c.bucket_start,
                 tasks.c.bucket_end,
                 tasks.c.start_us,
@@ -165,6 +170,8 @@ def _write_rows(connection: Connection, task: _Row, result: RangeResult) -> None
                 "t_us": sample.t_us,
                 "start_us": sample.start_us,
                 "end_us": sample.end_us,
+                "reused_from": sample.reused_from,
+                "audit_of": sample.audit_of,
             }
             for sample in result.samples
         ],
@@ -200,22 +207,20 @@ def _write_rows(connection: Connection, task: _Row, result: RangeResult) -> None
             for gap in result.gaps
         ],
     )
-    spent = result.usage
-    upsert(
-        connection,
-        usage,
-        [
-            {
-                "job_id": task.job_id,
-                "task_id": task.id,
-                "image_calls": spent.image_calls,
-                "text_calls": spent.text_calls,
-                "bytes_sent": spent.bytes_sent,
-                "api_seconds": spent.api_seconds,
-                "decode_seconds": spent.decode_seconds,
-            }
-        ],
-    )
+    _write_usage(connection, task.job_id, task.id, task.fence, result.usage)
+
+
+def record_usage(engine: Engine, job_id: int, task_id: int, fence: int, spent: Usage) -> None:
+    """Keep what an attempt at a task has cost that ended without a commit."""
+    with writing(engine) as connection:
+        _write_usage(connection, job_id, task_id, fence, spent)
+
+
+def _write_usage(
+    connection: Connection, job_id: int, task_id: int, fence: int, spent: Usage
+) -> None:
+    key = {"job_id": job_id, "task_id": task_id, "fence": fence}
+    upsert(connection, usage, [key | dataclasses.asdict(spent)])
 
 
 def _write_vectors(connection: Connection, task: _Row, result: RangeResult) -> None:
@@ -235,6 +240,7 @@ def _write_vectors(connection: Connection, task: _Row, result: RangeResult) -> N
         "dimension": result.dimension,
         "times": np.array(times, dtype="<i8").tobytes(),
         "vectors": result.vectors,
+        "duplicates": _packed_duplicates(result.samples),
         "gaps": json.dumps(
             [[gap.start_us, gap.end_us, gap.kind, one_line(gap.detail)] for gap in result.gaps]
         ),
@@ -244,6 +250,23 @@ def _write_vectors(connection: Connection, task: _Row, result: RangeResult) -> N
         .values(**key, **found)
         .on_conflict_do_update(index_elements=list(key), set_=found)
     )
+
+
+def _packed_duplicates(found: Sequence[SampleResult]) -> bytes | None:
+    pairs = [(one.reused_from, one.audit_of) for one in found]
+    if all(pair == (None, None) for pair in pairs):
+        return None
+    numbers = [[-1 if bucket is None else bucket for bucket in pair] for pair in pairs]
+    return np.array(numbers, dtype="<i8").tobytes()
+
+
+def _duplicates(packed: bytes | None, count: int) -> npt.NDArray[np.object_]:
+    """Samples x (reused_from, audit_of), None for none."""
+    found = np.full((count, 2), None, dtype=object)
+    if packed is not None:
+        numbers = np.frombuffer(packed, dtype="<i8").reshape(count, 2)
+        found[numbers >= 0] = numbers[numbers >= 0].tolist()
+    return found
 
 
 def stored_vectors(  # noqa: PLR0917
@@ -267,6 +290,7 @@ def stored_vectors(  # noqa: PLR0917
                 embeddings.c.dimension,
                 embeddings.c.times,
                 embeddings.c.vectors,
+                embeddings.c.duplicates,
                 embeddings.c.gaps,
             )
             .where(
@@ -286,7 +310,9 @@ def stored_vectors(  # noqa: PLR0917
         of_row = np.frombuffer(row.times, dtype="<i8").reshape(-1, 4)
         after = times[-1].bucket + 1 if times else bucket_start
         chosen = (of_row[:, 0] >= after) & (of_row[:, 0] < bucket_end)
-        times += [SampleTimes(*one) for one in of_row[chosen].tolist()]
+        sources = _duplicates(row.duplicates, len(of_row))[chosen].tolist()
+        of_range = zip(of_row[chosen].tolist(), sources, strict=True)
+        times += [SampleTimes(*one, *source) for one, source in of_range]
         matrix = np.frombuffer(row.vectors, dtype="<f2").reshape(-1, row.dimension)
         vectors.append(matrix[chosen])
         for start_us, end_us, kind, detail in json.loads(row.gaps):
@@ -331,8 +357,8 @@ def labels_in(connection: Connection, job_id: int) -> list[Label]:
 
 
 def _label(row: _Row, examples: Sequence[bytes]) -> Label:
-    prompts = tuple(json.loads(row.prompts))
-    return Label(row.name, prompts, tuple(examples), row.threshold, row.flag)
+    prompts, samples = tuple(json.loads(row.prompts)), tuple(json.loads(row.samples))
+    return Label(row.name, prompts, tuple(examples), row.threshold, row.flag, samples)
 
 
 def label_vectors(engine: Engine, label_set_id: int, model: str) -> npt.NDArray[np.float32] | None:
@@ -389,14 +415,21 @@ def samples_in(connection: Connection, job_id: int, video_id: int) -> list[Sampl
         best.setdefault(bucket, []).append(Prediction(label, similarity, confidence))
     rows = connection.execute(
         select(
-            sample_rows.c.bucket, sample_rows.c.t_us, sample_rows.c.start_us, sample_rows.c.end_us
+            sample_rows.c.bucket,
+            sample_rows.c.t_us,
+            sample_rows.c.start_us,
+            sample_rows.c.end_us,
+            sample_rows.c.reused_from,
+            sample_rows.c.audit_of,
         )
         .where(sample_rows.c.job_id == job_id, sample_rows.c.video_id == video_id)
         .order_by(sample_rows.c.bucket)
     )
     return [
-        SampleResult(bucket, t_us, start_us, end_us, tuple(best.get(bucket, ())))
-        for bucket, t_us, start_us, end_us in rows
+        SampleResult(
+            bucket, t_us, start_us, end_us, tuple(best.get(bucket, ())), reused_from, audit_of
+        )
+        for bucket, t_us, start_us, end_us, reused_from, audit_of in rows
     ]
 
 

@@ -2,8 +2,10 @@
 
 Each sample votes with its whole distribution over the labels. The most likely sequence of a sticky
 hidden Markov model (Viterbi's algorithm) is taken, so that a moment's doubt cuts no scene in two;
-then runs that are shorter than a scene may be join the neighbour that suits them better. No scene
-reaches over a gap: what was not seen is not claimed.
+one of its states is "unknown", which wins where no label leads the next by a margin. Then runs that
+are shorter than a scene may be join the neighbour that suits them better, and a boundary moves to
+the shot cut beside it, if there is one. No scene reaches over a gap: what was not seen is not
+claimed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Engine, select
 
+from storage.columns import SampleColumns
 from storage.database import reading
 from storage.records import Gap, SampleResult, Scene
 from storage.schema import jobs
@@ -29,12 +32,23 @@ DOUBT = 0.1
 """Added to every share before its logarithm is taken: a sharp softmax is often sure and wrong, so
 no sample is worth more than log(1.1 / 0.1) = 2.4 nats, and one outlier cannot outvote a scene."""
 
+MARGIN = 0.05
+"""Lead in confidence over the next label that a label must have, or nothing is claimed."""
+
 VOTE_US = 1_000_000
 """A sample votes in full for an interval of this length; samples that stand closer are much alike
 and share the vote, so that sampling more densely changes scenes little."""
 
 MIN_LENGTH_US = 2_000_000
 """Shortest scene between two others."""
+
+CUT = 2.0
+"""A shot cut is a place where the picture changes so many times more than at a boundary beside
+it."""
+
+UNKNOWN = -1
+"""Stands for the position of a label where no label is claimed."""
+UNKNOWN_NAME = "unknown"
 
 Shares = npt.NDArray[np.float64]
 
@@ -46,6 +60,7 @@ def scenes_of(
     *,
     switch_cost: float = SWITCH_COST,
     min_length_us: int = MIN_LENGTH_US,
+    margin: float = MARGIN,
 ) -> list[Scene]:
     """The scenes of one video, in order of time.
 
@@ -53,55 +68,88 @@ def scenes_of(
     exactly one scene, which ends with its last sample's `end_us`.
     """
     found = labelled_scenes(
-        samples, gaps, labels, switch_cost=switch_cost, min_length_us=min_length_us
+        SampleColumns.of(samples),
+        gaps,
+        labels,
+        switch_cost=switch_cost,
+        min_length_us=min_length_us,
+        margin=margin,
     )
     return [scene for _, scene in found]
 
 
 def labelled_scenes(
-    samples: Sequence[SampleResult],
+    samples: SampleColumns,
     gaps: Sequence[Gap],
     labels: Sequence[str],
     *,
+    changes: Shares | None = None,
     switch_cost: float = SWITCH_COST,
     min_length_us: int = MIN_LENGTH_US,
+    margin: float = MARGIN,
 ) -> list[tuple[int, Scene]]:
-    """The same, each scene with the position of its label."""
+    """The same, each scene with the position of its label, or UNKNOWN.
+
+    `changes` says for each sample how much its picture differs from the one before, in any unit
+    (`picture_changes`); without it boundaries stay where the labels put them.
+    """
     found: list[tuple[int, Scene]] = []
-    for segment in _segments(samples, gaps):
-        shares = _shares(segment, len(labels))
-        lengths = np.array([one.end_us - one.start_us for one in segment], dtype=np.float64)
-        votes = np.minimum(lengths / VOTE_US, 1.0)[:, np.newaxis]
-        evidence = votes * np.log(shares + DOUBT)
-        path = _most_likely_path(evidence, switch_cost)
-        for start, end, label in _runs(path, evidence, lengths, min_length_us):
-            scene = _scene(segment[start:end], shares[start:end, label], label, labels[label])
-            found.append((label, scene))
+    shares = samples.shares(len(labels))
+    evidence = _evidence(shares, samples.end_us - samples.start_us, margin)
+    lengths = (samples.end_us - samples.start_us).astype(np.float64)
+    for start, end in _segments(samples, gaps):
+        here = slice(start, end)
+        path = _most_likely_path(evidence[here], switch_cost)
+        runs = _runs(path, evidence[here], lengths[here], min_length_us)
+        if changes is not None:
+            runs = _at_cuts(runs, changes[here])
+        for first, last, state in runs:
+            label = state if state < len(labels) else UNKNOWN
+            part = slice(start + first, start + last)
+            found.append((label, _scene(samples, part, shares, label, labels)))
     return found
 
 
-def _segments(samples: Sequence[SampleResult], gaps: Sequence[Gap]) -> list[Sequence[SampleResult]]:
-    """Stretches of samples that no gap interrupts."""
-    after_gap = {gap.end_us for gap in gaps}
-    cuts = [
-        at
-        for at, (before, after) in enumerate(pairwise(samples), start=1)
-        if before.end_us != after.start_us or after.start_us in after_gap
-    ]
-    edges = [0, *cuts, len(samples)]
-    return [samples[start:end] for start, end in pairwise(edges) if start < end]
+def picture_changes(vectors: npt.NDArray[np.float16]) -> Shares:
+    """How much each sample's picture differs from the one before: 1 - cosine of their unit vectors
+    (samples x dimension; of several squares the mean); 0 for the first."""
+    wide = vectors.astype(np.float32)
+    # Of unit vectors side by side, the squared length is their number.
+    squares = np.round((wide[:1] ** 2).sum(axis=1))
+    cosines = np.einsum("ij,ij->i", wide[1:], wide[:-1]) / np.maximum(squares, 1)
+    changes = np.maximum(1.0 - cosines.astype(np.float64), 0.0)
+    return np.concatenate([[0.0], changes])[: len(vectors)]
 
 
-def _shares(samples: Sequence[SampleResult], label_count: int) -> Shares:
-    """Samples x labels; what the best labels leave over is shared evenly among the others."""
-    shares = np.empty((len(samples), label_count))
-    for row, sample in zip(shares, samples, strict=True):
-        given = sum(prediction.confidence for prediction in sample.predictions)
-        others = label_count - len(sample.predictions)
-        row[:] = max(1.0 - given, 0.0) / others if others else 0.0
-        for prediction in sample.predictions:
-            row[prediction.label] = prediction.confidence
-    return shares
+def _segments(samples: SampleColumns, gaps: Sequence[Gap]) -> list[tuple[int, int]]:
+    """Stretches [start, end) of samples that no gap interrupts."""
+    after_gap = np.isin(samples.start_us[1:], [gap.end_us for gap in gaps])
+    cuts = np.flatnonzero((samples.end_us[:-1] != samples.start_us[1:]) | after_gap) + 1
+    edges = [0, *cuts.tolist(), len(samples)]
+    return [(start, end) for start, end in pairwise(edges) if start < end]
+
+
+def _evidence(shares: Shares, lengths_us: npt.NDArray[np.int64], margin: float) -> Shares:
+    """Nats that each sample gives to each label and, last, to "unknown": that one has as much as
+    the second best label and the margin together, so it beats a best label that leads by less."""
+    if shares.shape[1] < 2:
+        states = shares
+    else:
+        second = np.partition(shares, -2, axis=1)[:, -2:-1]
+        states = np.hstack([shares, second + margin])
+    votes = np.minimum(lengths_us / VOTE_US, 1.0)[:, np.newaxis]
+    return np.asarray(votes * np.log(states + DOUBT))
+
+
+def _at_cuts(runs: Sequence[tuple[int, int, int]], changes: Shares) -> list[tuple[int, int, int]]:
+    """The same runs, each boundary moved to the sample beside it that begins a new shot."""
+    edges = [start for start, _, _ in runs] + [runs[-1][1]]
+    for at in range(1, len(runs)):
+        near = range(max(edges[at] - 1, edges[at - 1] + 1), min(edges[at] + 2, edges[at + 1]))
+        best = max(near, key=lambda sample: changes[sample])
+        if changes[best] > CUT * changes[edges[at]]:
+            edges[at] = best
+    return [(start, end, run[2]) for (start, end), run in zip(pairwise(edges), runs, strict=True)]
 
 
 def _most_likely_path(evidence: Shares, switch_cost: float) -> npt.NDArray[np.intp]:
@@ -152,18 +200,24 @@ def _joined(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return joined
 
 
-def _scene(samples: Sequence[SampleResult], shares: Shares, label: int, name: str) -> Scene:
-    agreeing = sum(
-        bool(sample.predictions) and sample.predictions[0].label == label for sample in samples
-    )
+def _scene(
+    samples: SampleColumns, part: slice, shares: Shares, label: int, names: Sequence[str]
+) -> Scene:
+    count = part.stop - part.start
+    if label == UNKNOWN:
+        # What is told is how sure the best label was, which was not enough.
+        name, of_label, agreeing = UNKNOWN_NAME, shares[part].max(axis=1), 0
+    else:
+        name, of_label = names[label], shares[part, label]
+        agreeing = int((samples.label[part, 0] == label).sum())
     return Scene(
-        start_us=samples[0].start_us,
-        end_us=samples[-1].end_us,
+        start_us=int(samples.start_us[part.start]),
+        end_us=int(samples.end_us[part.stop - 1]),
         label=name,
-        confidence=float(shares.mean()),
-        peak=float(shares.max()),
-        samples=len(samples),
-        agreeing=agreeing / len(samples),
+        confidence=float(of_label.mean()),
+        peak=float(of_label.max()),
+        samples=count,
+        agreeing=agreeing / count,
     )
 
 
@@ -172,7 +226,7 @@ def scenes(engine: Engine, job_id: int, video_id: int | None = None) -> dict[int
     query = (
         select(scene_rows, label_rows.c.name)
         .join(jobs, jobs.c.id == scene_rows.c.job_id)
-        .join(
+        .outerjoin(
             label_rows,
             (label_rows.c.label_set_id == jobs.c.label_set_id)
             & (label_rows.c.position == scene_rows.c.label),
@@ -188,7 +242,7 @@ def scenes(engine: Engine, job_id: int, video_id: int | None = None) -> dict[int
             scene = Scene(
                 row.start_us,
                 row.end_us,
-                row.name,
+                UNKNOWN_NAME if row.name is None else row.name,
                 row.confidence,
                 row.peak,
                 row.samples,

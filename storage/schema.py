@@ -68,6 +68,10 @@ videos = Table(
     Column("bit_depth", Integer),
     Column("transfer", StorableText),
     Column("warnings", StorableText),
+    Column("created", StorableText),
+    # Day of recording as YYYY-MM-DD, and what it was taken from (storage.recorded).
+    Column("recorded_on", StorableText),
+    Column("recorded_from", StorableText),
 )
 
 files = Table(
@@ -99,6 +103,8 @@ labels = Table(
     Column("position", Integer, nullable=False),
     Column("name", StorableText, nullable=False),
     Column("prompts", StorableText, nullable=False),
+    # JSON list of CONTENT_ID@MICROSECONDS.
+    Column("samples", StorableText, nullable=False),
     Column("threshold", Double),
     Column("flag", StorableText),
     PrimaryKeyConstraint("label_set_id", "position"),
@@ -125,6 +131,16 @@ label_vectors = Table(
     PrimaryKeyConstraint("label_set_id", "model"),
 )
 
+text_vectors = Table(
+    "text_vectors",
+    metadata,
+    Column("model", StorableText, nullable=False),
+    Column("text", StorableText, nullable=False),
+    # float32 little endian, unit length.
+    Column("vector", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("model", "text"),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -143,6 +159,7 @@ jobs = Table(
     Column("pause_kind", StorableText),
     Column("pause_reason", StorableText),
     Column("created_ms", BigInteger, nullable=False),
+    Column("opened_ms", BigInteger, nullable=False),
     Column("closed_ms", BigInteger),
 )
 
@@ -205,6 +222,9 @@ samples = Table(
     Column("t_us", BigInteger, nullable=False),
     Column("start_us", BigInteger, nullable=False),
     Column("end_us", BigInteger, nullable=False),
+    # Of a duplicate: the bucket whose result it took over, or was sent to be compared with.
+    Column("reused_from", BigInteger),
+    Column("audit_of", BigInteger),
     PrimaryKeyConstraint("job_id", "video_id", "bucket"),
     sqlite_with_rowid=False,
 )
@@ -236,8 +256,10 @@ embeddings = Table(
     Column("dimension", Integer, nullable=False),
     # int64 little endian, samples x (bucket, t_us, start_us, end_us).
     Column("times", LargeBinary, nullable=False),
-    # float16 little endian, samples x dimension, unit length.
+    # float16 little endian, samples x dimension: of each of a sample's squares a unit vector.
     Column("vectors", LargeBinary, nullable=False),
+    # int64 little endian, samples x (reused_from, audit_of), -1 for none; NULL without duplicates.
+    Column("duplicates", LargeBinary),
     # JSON list of [start_us, end_us, kind, detail].
     Column("gaps", StorableText, nullable=False),
     UniqueConstraint("video_id", "sampling", "fit", "model", "bucket_start", "bucket_end"),
@@ -287,17 +309,29 @@ flags = Table(
     ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
 )
 
+budgets = Table(
+    "budgets",
+    metadata,
+    Column("job_id", _Id, ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    # Counts the settings of the budget, so that what is left of an earlier one does not return.
+    Column("allowance", Integer, nullable=False),
+    Column("max_calls", BigInteger),
+    Column("calls_left", BigInteger),
+)
+
 usage = Table(
     "usage",
     metadata,
     Column("job_id", _Id, nullable=False),
     Column("task_id", _Id, nullable=False),
+    # Of the claim that spent it: what an attempt in vain has cost is not forgotten.
+    Column("fence", Integer, nullable=False),
     Column("image_calls", BigInteger, nullable=False),
     Column("text_calls", BigInteger, nullable=False),
     Column("bytes_sent", BigInteger, nullable=False),
     Column("api_seconds", Double, nullable=False),
     Column("decode_seconds", Double, nullable=False),
-    PrimaryKeyConstraint("job_id", "task_id"),
+    PrimaryKeyConstraint("job_id", "task_id", "fence"),
 )
 
 

@@ -68,20 +68,20 @@ class VideoSummary:
 
     @property
     def path(self) -> str:
-        """The place that it was seen at last."""
-        return self.paths[0] if self.paths else ""
+        """The place that it was seen at last, or what stands for it."""
+        return self.paths[0] if self.paths else nowhere(self.video_id)
 
 
 def summaries(engine: Engine, job_id: int, video: int | None = None) -> list[VideoSummary]:
     """The summary of each video of the job, or of number `video`, by path."""
     covered = coverage(engine, job_id, video)
     found = scenes(engine, job_id, video)
-    places = _paths(engine, job_id, video)
+    stand_at = _paths(engine, job_id, video)
     raised = _flags(engine, job_id, video)
     rows = [
         VideoSummary(
             video_id=one.video_id,
-            paths=tuple(places[one.video_id]),
+            paths=tuple(stand_at[one.video_id]),
             state=one.state,
             reason=_reason(one.reason_kind, one.reason),
             duration_us=one.duration_us,
@@ -121,6 +121,21 @@ def shares_of(of_video: Sequence[Scene]) -> tuple[LabelShare, ...]:
         for label, runs in by_label.items()
     ]
     return tuple(sorted(shares, key=lambda one: (-one.share, one.first_us)))
+
+
+def nowhere(video_id: int) -> str:
+    """What stands for the path of a video whose file was replaced by another."""
+    return f"(video {video_id}, replaced)"
+
+
+def places(engine: Engine, job_id: int) -> dict[int, str]:
+    """Where each video of the job was seen last, printable."""
+    with reading(engine) as connection:
+        every = connection.scalars(
+            select(job_videos.c.video_id).where(job_videos.c.job_id == job_id)
+        ).all()
+    found = _paths(engine, job_id, None)
+    return {one: found[one][0] if found[one] else nowhere(one) for one in every}
 
 
 def _paths(engine: Engine, job_id: int, video: int | None) -> defaultdict[int, list[str]]:
@@ -188,3 +203,15 @@ def find_videos(engine: Engine, job_id: int, text: str) -> list[int]:
             "give a path, a file name, or a number as `nightreel summary` shows them"
         )
     return list(found)
+
+
+def known_places(engine: Engine, video_ids: Sequence[int]) -> dict[int, str]:
+    """Where each of these videos was seen last, of whichever job; without those that no file
+    holds."""
+    with reading(engine) as connection:
+        rows = connection.execute(
+            select(files.c.video_id, files.c.path)
+            .where(files.c.video_id.in_(video_ids))
+            .order_by(files.c.seen_ms, files.c.id)
+        ).all()
+    return {row.video_id: row.path for row in rows}

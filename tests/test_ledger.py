@@ -401,18 +401,22 @@ def test_a_commit_whose_answer_was_lost_may_be_repeated(engine: Engine) -> None:
 
 
 def test_a_range_committed_anew_replaces_its_rows(engine: Engine) -> None:
-    """Should a task be run again after its commit, its rows are the new ones, and no more."""
+    """Should a task be run again after its commit, its rows are the new ones, and no more; what
+    both runs have cost is added up."""
     planned(engine, RANGE)
     (fed,) = ledger.feed(engine, 1)
     claim = claimed(engine, fed)
     results.commit(engine, fed, claim.fence, found(claim))
-    tables = (samples, predictions, gaps, embeddings, usage)
+    tables = (samples, predictions, gaps, embeddings)
     before = rows_of(engine, *tables)
+    cost = ledger.status(engine, claim.job_id).usage
     with writing(engine) as connection:
         connection.execute(update(tasks).values(state=TaskState.PENDING))
     again = claimed(engine, fed)
     assert results.commit(engine, fed, again.fence, found(again))
     assert rows_of(engine, *tables) == before
+    both = ledger.status(engine, claim.job_id).usage
+    assert (both.image_calls, both.bytes_sent) == (2 * cost.image_calls, 2 * cost.bytes_sent)
 
 
 def test_a_heartbeat_keeps_the_lease(engine: Engine) -> None:
@@ -519,17 +523,36 @@ def test_a_paused_job_is_neither_fed_nor_claimed(engine: Engine) -> None:
 
 
 def test_recovery_takes_tasks_back_at_once(engine: Engine) -> None:
-    """After an interruption all that was under way is pending, no attempt is spent, and a worker
-    that lives all the same writes nothing."""
-    job = planned(engine, 3 * RANGE)
-    fed = ledger.feed(engine, 3)
-    claim = claimed(engine, fed[0])
-    assert ledger.recover(engine, job.job_id) == 3
-    assert ledger.recover(engine, job.job_id) == 0
-    assert not results.commit(engine, fed[0], claim.fence, found(claim))
+    """After an interruption all that was queued or held by the stopped workers is pending, no
+    attempt is spent, and such a worker that lives all the same writes nothing; others go on."""
+    job = planned(engine, 4 * RANGE)
+    fed = ledger.feed(engine, 4)
+    mine = ledger.claim(engine, fed[0], "mine/1", 60)
+    other = ledger.claim(engine, fed[1], "other/1", 60)
+    assert mine is not None
+    assert other is not None
+    assert ledger.lease_holders(engine, job.job_id) == {"mine/1", "other/1"}
+    assert ledger.recover(engine, job.job_id, ["mine/1"]) == 3
+    assert ledger.recover(engine, job.job_id, ["mine/1"]) == 0
+    assert not results.commit(engine, fed[0], mine.fence, found(mine))
+    assert results.commit(engine, fed[1], other.fence, found(other))
     assert ledger.status(engine, job.job_id).tasks_by_state[TaskState.PENDING] == 3
-    assert {row.attempts for row in (task(engine, one) for one in fed)} == {0}
+    assert [task(engine, one).attempts for one in fed] == [0, 1, 0, 0]
     assert work(engine) == 3
+
+
+def test_leases_of_dead_workers_run_out_at_once(engine: Engine) -> None:
+    """A worker known to be dead does not hold its task for the rest of its lease; the attempt is
+    spent, since the task may have killed it."""
+    job = planned(engine, 2 * RANGE)
+    fed = ledger.feed(engine, 2)
+    for one, worker in zip(fed, ["dead/1", "alive/1"], strict=True):
+        ledger.claim(engine, one, worker, 60)
+    assert ledger.expire_leases(engine, job.job_id, ["dead/1"]) == 1
+    assert ledger.sweep(engine, 60).expired == 1
+    assert task(engine, fed[0]).state == TaskState.PENDING
+    assert task(engine, fed[0]).attempts == 1
+    assert task(engine, fed[1]).state == TaskState.LEASED
 
 
 def test_a_cancelled_job_closes_with_gaps(engine: Engine) -> None:

@@ -36,8 +36,8 @@ CATALOGUE = {
     " AND tablename != 'alembic_version' ORDER BY indexname",
 }
 TABLES = {
-    "sqlite": "SELECT name, wr FROM pragma_table_list"
-    " WHERE name != 'alembic_version' AND name NOT LIKE 'sqlite_%' ORDER BY name",
+    "sqlite": "SELECT name, wr FROM pragma_table_list WHERE type = 'table'"
+    " AND name != 'alembic_version' AND name NOT LIKE 'sqlite_%' ORDER BY name",
     "postgresql": "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid)"
     " FROM pg_constraint WHERE connamespace = 'public'::regnamespace"
     " AND conrelid::regclass::text != 'alembic_version' ORDER BY 1, 2",

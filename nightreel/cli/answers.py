@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from nightreel.cli.asked import SECOND_US, job_asked, videos_asked
 from nightreel.cli.options import database_option, format_option, job_option
 from nightreel.cli.output import Column, clock, duration, percent, write_rows
 from storage.exits import ExitCode
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from storage.ledger import Job
     from storage.summaries import VideoSummary
 
-SECOND_US = 1e6
-
 
 def _top(labels: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{one['label']} {percent(one['share'])}" for one in labels[:3])
@@ -26,11 +25,13 @@ def _top(labels: Sequence[dict[str, Any]]) -> str:
 
 SUMMARY = (
     Column("video", "Video"),
+    Column("copies", "Copies", lambda paths: f"+{len(paths)}", "right"),
     Column("state", "State"),
     Column("duration_s", "Duration", duration, "right"),
     Column("analysed", "Analysed", percent, "right"),
     Column("scenes", "Scenes", justify="right"),
     Column("labels", "Top labels (share of time)", _top),
+    Column("longest", "Longest scene"),
     Column("flags", "Flags", ", ".join),
     Column("reason", "Reason"),
 )
@@ -75,8 +76,8 @@ def summary(video: str | None, job_id: int | None, database_url: str, form: str)
 
     VIDEO is a path, a file name or an id; without it all videos of the job are shown.
     """
-    engine, job = _job(database_url, job_id)
-    return write_summary(engine, job, form, _only(engine, job, video))
+    engine, job = job_asked(database_url, job_id)
+    return write_summary(engine, job, form, videos_asked(engine, job, video))
 
 
 def write_summary(
@@ -99,19 +100,38 @@ def write_summary(
 
 
 def _worth_showing(key: str, rows: Sequence[dict[str, Any]]) -> bool:
-    """A table leaves out the columns that hold nothing; data keeps all its fields."""
-    return key not in ("flags", "reason", "waiting_s") or any(row[key] for row in rows)
+    """A table leaves out what makes it too wide and the columns that hold nothing; data keeps all
+    its fields."""
+    if key == "longest":
+        return False
+    return key not in ("copies", "flags", "reason", "waiting_s") or any(row[key] for row in rows)
 
 
 def _summary_row(one: VideoSummary) -> dict[str, Any]:
     return {
         "video_id": one.video_id,
         "video": one.path,
+        "copies": list(one.paths[1:]),
         "state": str(one.state),
         "duration_s": one.duration_us / SECOND_US if one.duration_us else None,
         "analysed": one.analysed_us / one.duration_us if one.duration_us else None,
         "scenes": one.scenes if one.duration_us else None,
-        "labels": [{"label": share.label, "share": round(share.share, 4)} for share in one.labels],
+        "labels": [
+            {
+                "label": share.label,
+                "share": round(share.share, 4),
+                "first_s": share.first_us / SECOND_US,
+                "last_s": share.last_us / SECOND_US,
+            }
+            for share in one.labels
+        ],
+        "longest": None
+        if one.longest is None
+        else {
+            "label": one.longest.label,
+            "start_s": one.longest.start_us / SECOND_US,
+            "end_s": one.longest.end_us / SECOND_US,
+        },
         "flags": [flag.reason for flag in one.flags],
         "reason": one.reason,
     }
@@ -129,7 +149,9 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
     """
     from storage.scenes import scenes as stored
 
-    engine, job = _job(database_url, job_id)
+    engine, job = job_asked(database_url, job_id)
+    meant = _videos(engine, job, video)
+    found = stored(engine, job.id, meant[0][1] if len(meant) == 1 else None)
     rows = [
         {
             "video": path,
@@ -142,8 +164,8 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
             "samples": scene.samples,
             "agreeing": round(scene.agreeing, 4),
         }
-        for path, video_id in _videos(engine, job, video)
-        for scene in stored(engine, job.id, video_id).get(video_id, ())
+        for path, video_id in meant
+        for scene in found.get(video_id, ())
     ]
     write_rows(rows, SCENES, form, [job.notice])
     return ExitCode.OK
@@ -162,7 +184,7 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
     from storage.coverage import coverage as stored
     from storage.records import VideoState
 
-    engine, job = _job(database_url, job_id)
+    engine, job = job_asked(database_url, job_id)
     of_video = {one.video_id: one for one in stored(engine, job.id)}
     found = [(path, of_video[video_id]) for path, video_id in _videos(engine, job, video)]
     rows = [
@@ -192,29 +214,13 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
 
-def _job(database_url: str, job_id: int | None) -> tuple[Engine, Job]:
-    from storage import database, ledger
-
-    engine = database.connect(database_url)
-    database.check(engine)
-    job = ledger.latest_job(engine) if job_id is None else ledger.get_job(engine, job_id)
-    return engine, job
-
-
-def _only(engine: Engine, job: Job, video: str | None) -> list[int] | None:
-    """The videos that a person's word means; None means all."""
-    from storage.summaries import find_videos
-
-    return None if video is None else find_videos(engine, job.id, video)
-
-
 def _videos(engine: Engine, job: Job, video: str | None) -> list[tuple[str, int]]:
     """Path and id of each video meant, in order of path."""
-    from storage.summaries import summaries
+    from storage.summaries import places
 
-    only = _only(engine, job, video)
-    return [
-        (one.path, one.video_id)
-        for one in summaries(engine, job.id)
-        if only is None or one.video_id in only
-    ]
+    only = videos_asked(engine, job, video)
+    return sorted(
+        (path, video_id)
+        for video_id, path in places(engine, job.id).items()
+        if only is None or video_id in only
+    )

@@ -1,6 +1,9 @@
-"""The first tables: archive, jobs, ledger, results, answers."""
+"""The first tables: archive, jobs, ledger, results, answers; and the views of them."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import op
@@ -45,8 +48,18 @@ def upgrade() -> None:
         sa.Column("bit_depth", sa.Integer()),
         sa.Column("transfer", sa.Text()),
         sa.Column("warnings", sa.Text()),
+        sa.Column("created", sa.Text()),
+        sa.Column("recorded_on", sa.Text()),
+        sa.Column("recorded_from", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_videos"),
         sa.UniqueConstraint("content_id", name="uq_videos_content_id"),
+    )
+    op.create_table(
+        "text_vectors",
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("text", sa.Text(), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("model", "text", name="pk_text_vectors"),
     )
     op.create_table(
         "embeddings",
@@ -60,6 +73,7 @@ def upgrade() -> None:
         sa.Column("dimension", sa.Integer(), nullable=False),
         sa.Column("times", sa.LargeBinary(), nullable=False),
         sa.Column("vectors", sa.LargeBinary(), nullable=False),
+        sa.Column("duplicates", sa.LargeBinary()),
         sa.Column("gaps", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["video_id"], ["videos.id"], name="fk_embeddings_video_id"),
         sa.PrimaryKeyConstraint("id", name="pk_embeddings"),
@@ -105,10 +119,20 @@ def upgrade() -> None:
         sa.Column("pause_kind", sa.Text()),
         sa.Column("pause_reason", sa.Text()),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
+        sa.Column("opened_ms", sa.BigInteger(), nullable=False),
         sa.Column("closed_ms", sa.BigInteger()),
         sa.ForeignKeyConstraint(["label_set_id"], ["label_sets.id"], name="fk_jobs_label_set_id"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("key", name="uq_jobs_key"),
+    )
+    op.create_table(
+        "budgets",
+        sa.Column("job_id", _ID, autoincrement=False, nullable=False),
+        sa.Column("allowance", sa.Integer(), nullable=False),
+        sa.Column("max_calls", sa.BigInteger()),
+        sa.Column("calls_left", sa.BigInteger()),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_budgets_job_id"),
+        sa.PrimaryKeyConstraint("job_id", name="pk_budgets"),
     )
     op.create_table(
         "label_vectors",
@@ -127,6 +151,7 @@ def upgrade() -> None:
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("prompts", sa.Text(), nullable=False),
+        sa.Column("samples", sa.Text(), nullable=False),
         sa.Column("threshold", sa.Double()),
         sa.Column("flag", sa.Text()),
         sa.ForeignKeyConstraint(["label_set_id"], ["label_sets.id"], name="fk_labels_label_set_id"),
@@ -192,6 +217,8 @@ def upgrade() -> None:
         sa.Column("t_us", sa.BigInteger(), nullable=False),
         sa.Column("start_us", sa.BigInteger(), nullable=False),
         sa.Column("end_us", sa.BigInteger(), nullable=False),
+        sa.Column("reused_from", sa.BigInteger()),
+        sa.Column("audit_of", sa.BigInteger()),
         sa.PrimaryKeyConstraint("job_id", "video_id", "bucket", name="pk_samples"),
         sqlite_with_rowid=False,
     )
@@ -299,17 +326,28 @@ def upgrade() -> None:
         "usage",
         sa.Column("job_id", _ID, nullable=False),
         sa.Column("task_id", _ID, nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
         sa.Column("image_calls", sa.BigInteger(), nullable=False),
         sa.Column("text_calls", sa.BigInteger(), nullable=False),
         sa.Column("bytes_sent", sa.BigInteger(), nullable=False),
         sa.Column("api_seconds", sa.Double(), nullable=False),
         sa.Column("decode_seconds", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("job_id", "task_id", name="pk_usage"),
+        sa.PrimaryKeyConstraint("job_id", "task_id", "fence", name="pk_usage"),
     )
+    for statement in _views():
+        op.execute(statement)
+
+
+def _views() -> list[str]:
+    written = Path(__file__).parent.with_name("0001_views.sql").read_text(encoding="utf-8")
+    return [statement for statement in written.split("\n;\n") if statement.strip()]
 
 
 def downgrade() -> None:
     """Drop the tables, with all that is in them."""
+    names = [re.findall(r"CREATE VIEW (\w+)", statement)[0] for statement in _views()]
+    for name in reversed(names):
+        op.execute(f"DROP VIEW {name}")
     for table in (
         "usage",
         "predictions",
@@ -322,9 +360,11 @@ def downgrade() -> None:
         "job_videos",
         "labels",
         "label_vectors",
+        "budgets",
         "jobs",
         "files",
         "embeddings",
+        "text_vectors",
         "videos",
         "label_sets",
     ):

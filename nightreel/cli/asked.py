@@ -1,0 +1,79 @@
+"""What commands that ask the database begin with: the job, and the videos that a person means."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import click
+
+from nightreel.cli.options import Duration
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from storage.ledger import Job
+
+SECOND_US = 1e6
+CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")
+
+
+def job_asked(database_url: str, job_id: int | None) -> tuple[Engine, Job]:
+    """The database, which must be of this release, and the job: the latest unless one is named."""
+    from storage import database, ledger
+
+    engine = database.connect(database_url)
+    click.get_current_context().call_on_close(engine.dispose)
+    database.check(engine)
+    job = ledger.latest_job(engine) if job_id is None else ledger.get_job(engine, job_id)
+    return engine, job
+
+
+def videos_asked(engine: Engine, job: Job, video: str | None) -> list[int] | None:
+    """The videos that a person's word means; None means all. Raises NoSuchVideo."""
+    from storage.summaries import find_videos
+
+    return None if video is None else find_videos(engine, job.id, video)
+
+
+def one_video(engine: Engine, job: Job, video: str) -> int:
+    """The one video that a person's word means. Raises NoSuchVideo, and UsageError for several."""
+    from storage.summaries import find_videos
+
+    found = find_videos(engine, job.id, video)
+    if len(found) > 1:
+        raise click.UsageError(
+            f"{video!r} names {len(found)} videos: give more of the path, or one of the numbers "
+            f"{', '.join(map(str, found[:10]))}."
+        )
+    return found[0]
+
+
+def not_all_analysed(engine: Engine, job: Job) -> str | None:
+    """What must be said beside an answer that some video has no full part in; None if all have."""
+    from storage.coverage import coverage
+    from storage.records import VideoState
+
+    lacking = sum(one.state != VideoState.COMPLETE for one in coverage(engine, job.id))
+    if not lacking:
+        return None
+    return f"{lacking} of the job's videos are not all analysed: see `nightreel coverage`"
+
+
+def microseconds(text: str) -> int:
+    """A place in a video: `0:12:03.5`, `2:05`, `83`, `83s` or `1min`. Raises UsageError."""
+    found = CLOCK.fullmatch(text.strip())
+    if found is not None:
+        hours, minutes, seconds = found.groups()
+        whole = 3600 * int(hours or 0) + 60 * int(minutes) + Fraction(seconds)
+    elif text.strip() in ("0", "0s"):
+        whole = Fraction(0)
+    else:
+        try:
+            whole = Duration().convert(text, None, None)
+        except click.BadParameter:
+            raise click.UsageError(
+                f"{text!r} is no place in a video: write 0:12:03.5, 2:05 or 83s."
+            ) from None
+    return round(whole * 1_000_000)

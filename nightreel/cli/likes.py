@@ -1,0 +1,82 @@
+"""Samples of the archive that a person points at: `VIDEO@TIME`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from nightreel.cli.asked import microseconds, one_video
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from sqlalchemy import Engine
+
+    from storage.ledger import Job
+    from storage.records import LabelSet
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LikedSample:
+    """An embedded sample and where it stands."""
+
+    name: str
+    """`CONTENT_ID@MICROSECONDS`: the same whatever the file is called."""
+    vector: npt.NDArray[np.float16]
+
+
+def sample_like(engine: Engine, job: Job, video_id: int, t_us: int) -> LikedSample:
+    """The job's embedded sample at this time of the video. Raises UsageError if there is none."""
+    from sqlalchemy import select
+
+    from storage import vectors
+    from storage.database import reading
+    from storage.schema import videos
+    from storage.search import vector_at
+
+    with reading(engine) as connection:
+        content_id = connection.scalar(select(videos.c.content_id).where(videos.c.id == video_id))
+        stored = next(
+            vectors.of_job(connection, job.id, job.sampling, job.fit, job.model, [video_id]), None
+        )
+        if stored is None:
+            raise click.UsageError(
+                f"job {job.id} holds no embeddings of video {video_id}: take a moment of another."
+            )
+        at_us, vector = vector_at(stored, t_us)
+    return LikedSample(f"{content_id}@{at_us}", vector)
+
+
+def labels_like(
+    engine: Engine, job: Job, likes: tuple[str, ...]
+) -> tuple[LabelSet, npt.NDArray[np.float32]]:
+    """Labels given by samples, and their vectors (labels x dimension). `likes` are
+    `[NAME=]VIDEO@TIME`; a name that stands several times is the centre of its samples.
+
+    Raises UsageError, NoSuchVideo.
+    """
+    import numpy as np
+
+    from storage.records import Label, LabelSet
+    from storage.scoring import centroid
+
+    found: dict[str, list[LikedSample]] = {}
+    for like in likes:
+        name, _, place = like.rpartition("=") if "=" in like else (like, "", like)
+        video, _, at = place.rpartition("@")
+        if not (name.strip() and video and at):
+            raise click.UsageError(f"--like {like!r}: write NAME=VIDEO@TIME or VIDEO@TIME.")
+        sample = sample_like(engine, job, one_video(engine, job, video), microseconds(at))
+        found.setdefault(name.strip(), []).append(sample)
+    if len(found) < 2:
+        raise click.UsageError(
+            "--like gives one label, and a frame is compared among two or more: name another "
+            "(`--like rest=VIDEO@TIME`), or ask for what is like it with `nightreel search --like`."
+        )
+    labels = tuple(
+        Label(name, samples=tuple(one.name for one in samples)) for name, samples in found.items()
+    )
+    matrix = np.stack([centroid(np.stack([s.vector for s in of])) for of in found.values()])
+    return LabelSet("like", labels), matrix

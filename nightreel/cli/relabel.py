@@ -1,0 +1,100 @@
+"""`nightreel relabel`: other labels for a job that is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nightreel.cli.asked import job_asked
+from nightreel.cli.options import api_options, database_option, format_option
+from nightreel.cli.output import say
+
+if TYPE_CHECKING:
+    from nightreel.asking import SameApi
+    from storage.ledger import Job
+    from storage.records import LabelSet
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  nightreel relabel 1 --labels weather.yaml
+  nightreel relabel 1 --label rain --label snow --label "clear sky"
+  nightreel relabel 1 --like goal=match.mp4@0:12:03 --like play=match.mp4@0:20:00
+
+The new job stands beside the old one; the same command again only adds what is new."""
+)
+@click.argument("job_id", type=int, metavar="JOB")
+@click.option("--label", "label_texts", multiple=True, metavar="TEXT", help="A label; repeat it.")
+@click.option(
+    "--labels",
+    "labels_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of labels: prompts, example pictures, thresholds, flags.",
+)
+@click.option(
+    "--like",
+    "likes",
+    multiple=True,
+    metavar="[NAME=]VIDEO@TIME",
+    help="A label given by a moment of the archive; repeat it.",
+)
+@api_options
+@database_option
+@format_option
+def relabel(  # noqa: PLR0917 - one parameter an option
+    job_id: int,
+    label_texts: tuple[str, ...],
+    labels_file: Path | None,
+    likes: tuple[str, ...],
+    api_url: str | None,
+    engine: str,
+    database_url: str,
+    form: str,
+) -> int:
+    """Give JOB other labels from its stored embeddings, as a new job beside it, and print its
+    summary. No frame is decoded or sent; texts and example pictures of the labels are, once.
+    """
+    from nightreel.asking import SameApi
+    from nightreel.cli.answers import write_summary
+    from nightreel.cli.likes import labels_like
+    from storage import ledger, results
+    from storage import relabel as relabelling
+
+    if sum(map(bool, (label_texts, labels_file, likes))) != 1:
+        raise click.UsageError("give one of --label, --labels and --like.")
+    database, source = job_asked(database_url, job_id)
+    with SameApi(source.model, api_url, engine) as api:
+        if likes:
+            labels, matrix = labels_like(database, source, likes)
+            target = relabelling.new_job(database, source, labels)
+            results.store_label_vectors(database, target.label_set_id, target.model, matrix)
+        else:
+            labels = _labels(label_texts, labels_file, source, api)
+            target = relabelling.new_job(database, source, labels)
+            key = target.label_set_id, target.model
+            if results.label_vectors(database, *key) is None:
+                from workers.classify import embed_labels
+
+                results.store_label_vectors(database, *key, embed_labels(labels, api.client))
+    say(
+        f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under labels "
+        f"{labels.name} ({len(labels.labels)}), model {source.model}"
+    )
+    relabelling.relabel(database, source, target)
+    return write_summary(database, ledger.get_job(database, target.id), form)
+
+
+def _labels(texts: tuple[str, ...], file: Path | None, job: Job, api: SameApi) -> LabelSet:
+    from scheduler import labels
+
+    if file is None:
+        return labels.label_set_of(texts)
+
+    def load(picture: bytes) -> bytes:
+        # Only example pictures need to know what the model reads.
+        return labels.picture_loader(api.client.identity().input_size, job.fit)(picture)
+
+    return labels.read_labels(file, load)

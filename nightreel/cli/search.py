@@ -1,0 +1,109 @@
+"""`nightreel search`: the moments of the archive nearest to any text."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import click
+
+from nightreel.cli.asked import SECOND_US, job_asked, microseconds, one_video
+from nightreel.cli.options import (
+    Duration,
+    api_options,
+    database_option,
+    format_option,
+    job_option,
+)
+from nightreel.cli.output import Column, clock, say, write_rows
+from storage.exits import ExitCode
+
+SEARCH = (
+    Column("rank", "Rank", justify="right"),
+    Column("video", "Video"),
+    Column("time_s", "Time", clock, "right"),
+    Column("score", "Score", lambda value: f"{value:.3f}", "right"),
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  nightreel search "goal celebration" --top 20
+  nightreel search "a red tractor in snow" --api http://gpu-box:9001
+  nightreel search --like match.mp4@0:12:03 --apart 1min"""
+)
+@click.argument("text", required=False)
+@click.option("--like", metavar="VIDEO@TIME", help="What resembles this moment, instead of a text.")
+@click.option("--top", type=click.IntRange(1), default=20, show_default=True, help="How many.")
+@click.option(
+    "--apart",
+    type=Duration(),
+    default="5s",
+    show_default=True,
+    help="Nearer moments of one video are one; the best of them is shown.",
+)
+@api_options
+@job_option
+@database_option
+@format_option
+def search(  # noqa: PLR0917 - one parameter an option
+    text: str | None,
+    like: str | None,
+    top: int,
+    apart: Fraction,
+    api_url: str | None,
+    engine: str,
+    job_id: int | None,
+    database_url: str,
+    form: str,
+) -> int:
+    """The moments nearest to TEXT among everything that the job's model has embedded, whichever
+    job sampled it, or with --job among that job's videos. The score is the cosine.
+
+    A text is sent to the API once and then remembered; no picture is sent.
+    """
+    import numpy as np
+
+    from nightreel.cli.likes import sample_like
+    from storage import vectors
+    from storage.database import reading
+    from storage.search import search as nearest
+    from storage.summaries import known_places
+
+    if (text is None) == (like is None):
+        raise click.UsageError("give a TEXT, or --like VIDEO@TIME.")
+    results, job = job_asked(database_url, job_id)
+    if like is not None:
+        video, _, at = like.rpartition("@")
+        asked = sample_like(results, job, one_video(results, job, video), microseconds(at))
+        query = np.asarray(asked.vector, dtype=np.float32)
+    else:
+        from nightreel.asking import SameApi
+
+        with SameApi(job.model, api_url, engine) as api:
+            query = api.text_vector(results, str(text).strip())
+    with reading(results) as connection:
+        stored = (
+            vectors.of_model(connection, job.model)
+            if job_id is None
+            else vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
+        )
+        hits = nearest(stored, query, top=top, apart_us=int(apart * 1_000_000))
+    paths = known_places(results, [hit.video_id for hit in hits])
+    rows = [
+        {
+            "rank": rank,
+            "video": paths.get(hit.video_id, ""),
+            "time_s": hit.t_us / SECOND_US,
+            "score": hit.score,
+        }
+        for rank, hit in enumerate(hits, 1)
+    ]
+    write_rows(rows, SEARCH, form, [job.notice])
+    if not rows:
+        say(
+            f"nothing of model {job.model} is embedded: an API that only compares keeps no "
+            "embeddings, so its jobs cannot be searched"
+        )
+        return ExitCode.INCOMPLETE
+    return ExitCode.OK

@@ -1,0 +1,1 @@
+"""Pictures of what the database holds: plots, contact sheets, annotated videos."""

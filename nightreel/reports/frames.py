@@ -1,0 +1,136 @@
+"""Frames of a video in order, upright and in sRGB, with times as its samples have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av.error
+import numpy as np
+from av.packet import Packet
+from av.stream import Stream
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from storage.records import VideoInfo
+from workers.footage.picture import Picture, orientation, tone_mapped
+from workers.footage.source import Source
+
+MICROSECONDS = 1_000_000
+_PQ_HLG = (16, 18)
+"""ITU-T H.273 table 3: transfer characteristics of high dynamic range."""
+_BT709, _BT2020 = 1, 9
+_HD_HEIGHT = 720
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Timed:
+    """A decoded frame, and its time from the first one."""
+
+    frame: VideoFrame
+    t: Fraction
+    """Seconds, exact."""
+
+    @property
+    def t_us(self) -> int:
+        """Microseconds, rounded down."""
+        return int(self.t * MICROSECONDS)
+
+
+class Clock:
+    """Times of a video's frames: by their timestamps, or where those cannot be trusted, by
+    counting."""
+
+    def __init__(self, info: VideoInfo) -> None:
+        self._info = info
+        self._counted = 0
+        self._each = 1 / (info.frame_rate or Fraction(25))
+        self._trusted = info.sequential_reason is None
+        self._latest = Fraction(-1)
+
+    def time_of(self, frame: VideoFrame) -> Fraction:
+        """Seconds from the first frame, exact; later than those of the frame before."""
+        by_pts = None
+        if frame.pts is not None and frame.time_base:
+            by_pts = (frame.pts - self._info.first_pts) * frame.time_base
+        if by_pts is not None and (self._trusted or self._latest < by_pts <= self._latest + 10):
+            found = by_pts
+        elif self._latest < 0:
+            found = Fraction(0)
+        else:
+            found = self._latest + self._each
+        self._latest = found
+        return found
+
+
+def decoded_packet(source: Source, clock: Clock, packet: Packet[Stream] | None) -> Iterator[Timed]:
+    """The frames that come of one packet, or with None those that are still inside the decoder."""
+    try:
+        frames = source.stream.codec_context.decode(packet)
+    except av.error.FFmpegError:
+        return
+    for frame in frames:
+        t = clock.time_of(frame)
+        if t >= 0:
+            yield Timed(frame, t)
+
+
+def seek_before(source: Source, info: VideoInfo, t_us: int) -> None:
+    """Go to a keyframe at or before this time, where the video can be entered in its middle."""
+    if info.sequential_reason is None and t_us > 0:
+        source.seek(info.first_pts + int(Fraction(t_us, MICROSECONDS) / info.time_base))
+
+
+class Upright:
+    """Turns frames into pictures: upright, square pixels, sRGB of 8 bits."""
+
+    def __init__(self, width: int, height: int) -> None:
+        """`width` and `height` are those of the upright picture."""
+        self._width, self._height = width, height
+        self._scaler = VideoReformatter()
+
+    def picture(self, frame: VideoFrame) -> Picture:
+        """The frame as a picture of that size. Raises av.error.FFmpegError."""
+        rotation, mirrored = orientation(frame)
+        turned = rotation in (90, 270)
+        width, height = (self._height, self._width) if turned else (self._width, self._height)
+        high_range = frame.color_trc in _PQ_HLG
+        pixels = self._scaler.reformat(
+            frame,
+            width,
+            height,
+            "rgb48le" if high_range else "rgb24",
+            src_colorspace=colorspace_of(frame),
+            src_color_range=ColorRange.JPEG
+            if frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+            else ColorRange.MPEG,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=Interpolation.BICUBIC,
+            threads=1,
+        ).to_ndarray()
+        picture = (
+            tone_mapped(pixels.astype(np.uint16, copy=False), frame.color_trc)
+            if high_range
+            else pixels.astype(np.uint8, copy=False)
+        )
+        picture = np.rot90(picture, -rotation // 90)
+        return np.ascontiguousarray(picture[:, ::-1] if mirrored else picture)
+
+
+def colorspace_of(frame: VideoFrame) -> Colorspace:
+    """The frame's matrix by its tag, else by its height as players guess it."""
+    if frame.colorspace == _BT2020:
+        return Colorspace.BT2020
+    tagged = {_BT709: Colorspace.ITU709, 5: Colorspace.ITU601, 6: Colorspace.ITU601}
+    guess = Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
+    return tagged.get(frame.colorspace, guess)
+
+
+def even_size(info: VideoInfo, scale: Fraction) -> tuple[int, int]:
+    """Width and height of the upright picture at this scale, even as encoders want them."""
+    return _even(info.width * scale), _even(info.height * scale)
+
+
+def _even(length: Fraction) -> int:
+    return max(2, 2 * round(length / 2))

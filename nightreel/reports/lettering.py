@@ -1,0 +1,63 @@
+"""Text on pictures that can be read on any background, in a font that is shipped."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+_SHADE = (0, 0, 0, 176)
+_WHITE = (255, 255, 255, 255)
+
+
+@functools.lru_cache(maxsize=16)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans (Latin, Greek, Cyrillic and more), which matplotlib ships, at this size in
+    pixels."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("the font comes with matplotlib: pip install 'nightreel[reports]'")
+    file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(file), size)
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A label as it is shown: its name, what is said beside it, its colour."""
+
+    name: str
+    beside: str
+    colour: str
+
+
+@functools.lru_cache(maxsize=256)
+def tag_picture(tag: Tag, text_px: int, width_px: int) -> Image.Image:
+    """The tag as RGBA: white on a dark shade with a chip of its colour, at most `width_px` wide; a
+    name that is too long is cut."""
+    face = font(text_px)
+    pad, chip = text_px // 2, round(text_px * 0.7)
+    room = width_px - 3 * pad - chip
+    text = fitted(f"{tag.name}  {tag.beside}".rstrip(), tag.beside, face, room)
+    width = min(width_px, round(3 * pad + chip + face.getlength(text)))
+    height = round(text_px * 1.7)
+    picture = Image.new("RGBA", (max(width, 1), height))
+    draw = ImageDraw.Draw(picture)
+    draw.rounded_rectangle((0, 0, width - 1, height - 1), radius=text_px // 3, fill=_SHADE)
+    top = (height - chip) // 2
+    draw.rectangle((pad, top, pad + chip - 1, top + chip - 1), fill=tag.colour, outline=_WHITE)
+    draw.text((2 * pad + chip, height / 2), text, font=face, fill=_WHITE, anchor="lm")
+    return picture
+
+
+def fitted(text: str, ending: str, face: ImageFont.FreeTypeFont, room: float) -> str:
+    """The text, or as much of it as fits into `room` pixels with an ellipsis before its ending."""
+    if face.getlength(text) <= room:
+        return text
+    for length in range(len(text) - len(ending), 0, -1):
+        cut = f"{text[:length].rstrip()}… {ending}".rstrip()
+        if face.getlength(cut) <= room:
+            return cut
+    return ""

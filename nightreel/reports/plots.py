@@ -1,0 +1,68 @@
+"""Shares of labels over time as a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nightreel.reports.colours import colour_of
+from storage.scenes import UNKNOWN
+from storage.totals import PeriodTotal
+
+_BAR_INCHES = 0.45
+_NARROWEST, _WIDEST = 6.0, 40.0
+
+
+def draw_shares(
+    periods: Sequence[PeriodTotal],
+    labels: Sequence[str],
+    path: Path,
+    *,
+    title: str,
+    notice: str | None = None,
+) -> None:
+    """Write a stacked bar for each period into `path`, as PNG or SVG by its ending.
+
+    `labels` are the job's, in order. Below each bar stands how many videos it is made of.
+    """
+    from matplotlib import rc_context  # noqa: PLC0415 - an extra, and slow to load
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    width = float(np.clip(_BAR_INCHES * len(periods) + 3.5, _NARROWEST, _WIDEST))
+    # Fixed ids and no date make equal data equal files; text stays text in SVG.
+    with rc_context({"svg.hashsalt": "nightreel", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(width, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        where = np.arange(len(periods))
+        below = np.zeros(len(periods))
+        shown = {one.label for period in periods for one in period.labels}
+        positions = {name: at for at, name in enumerate(labels)}
+        for name in sorted(shown, key=lambda name: positions.get(name, len(labels))):
+            share = np.array(
+                [sum(one.share for one in p.labels if one.label == name) for p in periods]
+            )
+            colour = colour_of(positions.get(name, UNKNOWN))
+            axes.bar(where, share, bottom=below, width=0.8, color=colour, label=_literal(name))
+            below += share
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_xticks(
+            where, [f"{_literal(p.period)}\n{p.videos}" for p in periods],
+            rotation=0 if len(periods) <= 12 else 90,
+        )  # fmt: skip
+        axes.set_xlabel("period and number of videos")
+        axes.set_title(_literal(title), loc="left")
+        if shown:
+            handles, names = axes.get_legend_handles_labels()
+            figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False)
+        if notice:
+            figure.text(0.01, 0.005, _literal(notice), fontsize=6, va="bottom", wrap=True)
+        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
+        figure.savefig(path, dpi=150, metadata=metadata)
+
+
+def _literal(text: str) -> str:
+    """A text in which matplotlib finds no formula."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,199 @@
+"""Tables of a job as files: CSV, JSON Lines, Parquet. What they hold are the views of the
+database, so a file and a query say the same."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from sqlalchemy import Engine, column, select, table
+
+from storage.database import reading
+from storage.ledger import Job
+from storage.results import labels_in
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_ROWS_AT_ONCE = 20_000
+
+
+class Kind(StrEnum):
+    """What is exported."""
+
+    SAMPLES = "samples"
+    PREDICTIONS = "predictions"
+    SCENES = "scenes"
+    SUMMARIES = "summaries"
+
+
+class Format(StrEnum):
+    """How it is written."""
+
+    CSV = "csv"
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+
+
+_VIEWS = {
+    Kind.SAMPLES: "v_samples",
+    Kind.PREDICTIONS: "v_predictions",
+    Kind.SCENES: "v_scenes",
+    Kind.SUMMARIES: "v_summary",
+}
+_ORDER = {
+    Kind.SAMPLES: ("video_id", "bucket"),
+    Kind.PREDICTIONS: ("video_id", "bucket", "rank"),
+    Kind.SCENES: ("video_id", "start_s"),
+    Kind.SUMMARIES: ("video_id", "first_s"),
+}
+_COLUMNS: dict[Kind, dict[str, type]] = {
+    Kind.SAMPLES: {
+        "job_id": int, "video_id": int, "path": str, "bucket": int, "time_s": float,
+        "start_s": float, "end_s": float, "label": str, "confidence": float,
+    },
+    Kind.PREDICTIONS: {
+        "job_id": int, "video_id": int, "path": str, "bucket": int, "time_s": float, "rank": int,
+        "label": str, "similarity": float, "confidence": float,
+    },
+    Kind.SCENES: {
+        "job_id": int, "video_id": int, "path": str, "recorded_on": str, "start_s": float,
+        "end_s": float, "duration_s": float, "label": str, "confidence": float, "peak": float,
+        "samples": int, "agreeing": float, "model": str, "sampling": str,
+    },
+    Kind.SUMMARIES: {
+        "job_id": int, "video_id": int, "path": str, "recorded_on": str, "recorded_from": str,
+        "state": str, "duration_s": float, "analysed_s": float, "label": str, "total_s": float,
+        "share": float, "scenes": int, "first_s": float, "last_s": float, "longest_s": float,
+        "peak": float, "flag": str,
+    },
+}  # fmt: skip
+
+
+def export_rows(
+    engine: Engine,
+    job_id: int,
+    kind: Kind,
+    out: TextIO,
+    form: Format,
+    *,
+    video_ids: Sequence[int] | None = None,
+) -> int:
+    """Write the job's rows, or those of some videos, as CSV or JSON Lines; return their number."""
+    names = list(_COLUMNS[kind])
+    count = 0
+    writer = csv.writer(out, lineterminator="\n")
+    if form is Format.CSV:
+        writer.writerow(names)
+    for rows in _parts(engine, job_id, kind, video_ids):
+        count += len(rows)
+        if form is Format.CSV:
+            writer.writerows(rows)
+        else:
+            lines = (
+                json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows
+            )
+            out.writelines(f"{line}\n" for line in lines)
+    return count
+
+
+def export_file(
+    engine: Engine,
+    job: Job,
+    kind: Kind,
+    path: Path,
+    form: Format,
+    *,
+    video_ids: Sequence[int] | None = None,
+) -> int:
+    """Write the job's rows, or those of some videos, into a file; return their number.
+
+    The file appears under its name once it is complete. Raises OSError. A Parquet file carries
+    model, sampling, labels and notice in its metadata, under the key `nightreel`.
+    """
+    with _completed(path) as part:
+        if form is not Format.PARQUET:
+            with part.open("w", encoding="utf-8", newline="") as out:
+                return export_rows(engine, job.id, kind, out, form, video_ids=video_ids)
+        return _parquet(engine, job, kind, part, video_ids)
+
+
+def _parts(
+    engine: Engine, job_id: int, kind: Kind, video_ids: Sequence[int] | None
+) -> Iterator[list[tuple[Any, ...]]]:
+    view = table(_VIEWS[kind], *(column(name) for name in _COLUMNS[kind]))
+    query = (
+        select(view)
+        .where(view.c.job_id == job_id)
+        .order_by(*(view.c[name] for name in _ORDER[kind]))
+    )
+    if video_ids is not None:
+        query = query.where(view.c.video_id.in_(video_ids))
+    with reading(engine) as connection:
+        options = {"yield_per": _ROWS_AT_ONCE}
+        with connection.execute(query, execution_options=options) as found:
+            for rows in found.partitions():
+                yield [tuple(row) for row in rows]
+
+
+def _parquet(
+    engine: Engine, job: Job, kind: Kind, path: Path, video_ids: Sequence[int] | None
+) -> int:
+    import pyarrow  # noqa: PLC0415 - an extra, and slow to load
+    import pyarrow.parquet  # noqa: PLC0415
+
+    types = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    schema = pyarrow.schema(
+        [(name, types[kind_of]) for name, kind_of in _COLUMNS[kind].items()],
+        metadata={"nightreel": json.dumps(_about(engine, job), ensure_ascii=False)},
+    )
+    count = 0
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for rows in _parts(engine, job.id, kind, video_ids):
+            count += len(rows)
+            writer.write_table(_arrow(rows, schema))
+    return count
+
+
+def _arrow(rows: Sequence[tuple[Any, ...]], schema: pyarrow.Schema) -> pyarrow.Table:
+    import pyarrow  # noqa: PLC0415
+
+    columns = zip(*rows, strict=True)
+    arrays = [
+        pyarrow.array(values, field.type) for values, field in zip(columns, schema, strict=True)
+    ]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
+
+
+def _about(engine: Engine, job: Job) -> dict[str, Any]:
+    with reading(engine) as connection:
+        labels = labels_in(connection, job.id)
+    return {
+        "job": job.id,
+        "name": job.name,
+        "model": job.model,
+        "sampling": str(job.sampling),
+        "fit": str(job.fit),
+        "notice": job.notice,
+        "labels": [
+            {"name": label.name, "prompts": label.prompts, "samples": label.samples}
+            for label in labels
+        ],
+    }
+
+
+@contextmanager
+def _completed(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place at the end, or goes away where writing fails."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,322 @@
+"""New labels for a job that is done: from its stored embeddings, without a picture being decoded
+or sent. What comes of it is a job of its own beside the old one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Connection, Engine, Row, delete, select
+from sqlalchemy import insert as plain_insert
+
+from storage import ledger, results, vectors
+from storage.bulk import insert_columns
+from storage.columns import Ints, SampleColumns
+from storage.database import reading, writing
+from storage.dialect import Now, upsert
+from storage.flags import flag_rows
+from storage.ledger import Job, JobState
+from storage.ledger.closing import scene_row, standing
+from storage.records import (
+    FrameRange,
+    Gap,
+    GapKind,
+    JobSpec,
+    Label,
+    LabelSet,
+    TaskState,
+    VideoState,
+)
+from storage.scenes import labelled_scenes, picture_changes
+from storage.schema import flags, gaps, job_videos, predictions, samples, scenes, tasks
+from storage.scoring import Single, best_labels, similarities
+from storage.vectors import VideoVectors
+
+_SAMPLES_AT_ONCE = 50_000
+"""Samples that one transaction writes; other writers wait no longer than for these."""
+
+NOT_EMBEDDED = "no stored embedding: its API gave similarities only"
+
+
+class CannotRelabel(Exception):
+    """The job cannot be given other labels without its pictures being sent again."""
+
+
+def new_job(engine: Engine, job: Job, labels: LabelSet) -> Job:
+    """The job that holds this job's samples under other labels, made if there is none.
+
+    The same job and labels are always the same new job. Raises CannotRelabel where the job is not
+    done, or nothing of it is embedded.
+    """
+    if job.state is not JobState.CLOSED:
+        raise CannotRelabel(
+            f"job {job.id} is not done: finish it first with the `nightreel run` that began it"
+        )
+    with reading(engine) as connection:
+        if not any(_stored(connection, job)):
+            raise CannotRelabel(
+                f"job {job.id} has no stored embeddings: an API that only compares gives none, so "
+                "other labels need `nightreel run` with the pictures sent again"
+            )
+    asked = ["relabel", job.key, labels.digest]
+    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    spec = JobSpec(
+        key, labels.name, job.sampling, job.fit, job.top_n, labels, job.model, job.notice
+    )
+    return ledger.open_job(engine, spec)
+
+
+def relabel(
+    engine: Engine,
+    source: Job,
+    target: Job,
+    *,
+    progress: Callable[[int], None] = lambda samples: None,
+) -> None:
+    """Fill the job made by `new_job` from the stored vectors, and close it.
+
+    The label set's vectors must be stored (`results.store_label_vectors`). Videos that stand in
+    `target` already and have not changed in `source` are left as they are, so an interrupted call
+    may be repeated. `progress` is told the number of samples after each transaction. Time without
+    a stored vector becomes a gap that says so.
+    """
+    label_set = results.label_set(engine, target.label_set_id)
+    matrix = results.label_vectors(engine, target.label_set_id, target.model)
+    if matrix is None:
+        raise ValueError(f"the vectors of label set {target.label_set_id} are not stored")
+    with reading(engine) as connection:
+        waiting = _waiting(connection, source.id, target.id)
+        old_gaps = _gaps_of(connection, source.id)
+        stored = _stored(connection, source) if waiting else iter(())
+        batch, size = [], 0
+        for row, found in _paired(waiting, stored):
+            video = _answered(row, found, old_gaps.get(row.video_id, []), label_set, matrix, target)
+            batch.append(video)
+            size += len(video.samples)
+            if size >= _SAMPLES_AT_ONCE:
+                _write(engine, target.id, batch)
+                progress(size)
+                batch, size = [], 0
+    _write(engine, target.id, batch)
+    progress(size)
+    ledger.finish_planning(engine, target.id)
+    ledger.close_finished(engine, target.id)
+
+
+def _stored(connection: Connection, job: Job) -> Iterator[VideoVectors]:
+    return vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
+
+
+def _waiting(connection: Connection, source: int, target: int) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The rows of the source's closed videos that the target lacks or holds as they were, by
+    number of video."""
+    there = job_videos.alias()
+    return connection.execute(
+        select(job_videos)
+        .outerjoin(there, (there.c.job_id == target) & (there.c.video_id == job_videos.c.video_id))
+        .where(
+            job_videos.c.job_id == source,
+            job_videos.c.state != VideoState.RUNNING,
+            (there.c.closed_ms.is_(None)) | (there.c.closed_ms < job_videos.c.closed_ms),
+        )
+        .order_by(job_videos.c.video_id)
+    ).all()
+
+
+def _gaps_of(connection: Connection, job_id: int) -> dict[int, list[Gap]]:
+    rows = connection.execute(
+        select(gaps.c.video_id, gaps.c.start_us, gaps.c.end_us, gaps.c.kind, gaps.c.detail)
+        .where(gaps.c.job_id == job_id)
+        .order_by(gaps.c.video_id, gaps.c.start_us)
+    )
+    return {
+        video_id: [Gap(start, end, GapKind(kind), detail) for _, start, end, kind, detail in of]
+        for video_id, of in groupby(rows, key=lambda row: row.video_id)
+    }
+
+
+def _paired(
+    rows: Sequence[Row[*tuple[Any, ...]]], stored: Iterator[VideoVectors]
+) -> Iterator[tuple[Row[*tuple[Any, ...]], VideoVectors | None]]:
+    """Each video with its vectors, if there are any; both come by number of video."""
+    ahead = next(stored, None)
+    for row in rows:
+        while ahead is not None and ahead.video_id < row.video_id:
+            ahead = next(stored, None)
+        yield row, ahead if ahead is not None and ahead.video_id == row.video_id else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Video:
+    """A video as it will stand in the new job."""
+
+    row: dict[str, Any]
+    task: dict[str, Any] | None
+    samples: SampleColumns
+    gaps: list[Gap]
+    scenes: list[dict[str, Any]]
+    flags: list[dict[str, Any]]
+
+
+def _answered(  # noqa: PLR0917
+    old: Row[*tuple[Any, ...]],
+    stored: VideoVectors | None,
+    old_gaps: Sequence[Gap],
+    label_set: LabelSet,
+    matrix: Single,
+    target: Job,
+) -> _Video:
+    row = {
+        "video_id": old.video_id,
+        "state": old.state,
+        "duration_us": old.duration_us,
+        "analysed_us": 0,
+        "reason_kind": old.reason_kind,
+        "reason": old.reason,
+        "opening": 1,
+    }
+    if old.state == VideoState.REJECTED:
+        return _Video(
+            row, None, _columns(np.empty((0, 4), np.int64), None, target.top_n), [], [], []
+        )
+    times = stored.times if stored is not None else np.empty((0, 4), np.int64)
+    scores = similarities(stored.vectors, matrix) if stored is not None else None
+    found = _columns(times, scores, target.top_n)
+    missing = _uncovered(found, old.duration_us, old_gaps)
+    gap_us = sum(gap.end_us - gap.start_us for gap in missing)
+    row["analysed_us"] = old.duration_us - gap_us
+    row["state"], (row["reason_kind"], row["reason"]) = standing(row["analysed_us"], missing)
+    named: Sequence[Label] = label_set.labels
+    return _Video(
+        row,
+        _task(found, old.duration_us, gap_us),
+        found,
+        missing,
+        [
+            scene_row(label, scene)
+            for label, scene in labelled_scenes(
+                found,
+                missing,
+                [label.name for label in named],
+                changes=picture_changes(stored.vectors) if stored is not None else None,
+            )
+        ],
+        flag_rows(found, named),
+    )
+
+
+def _columns(times: Ints, scores: Single | None, top_n: int) -> SampleColumns:
+    bucket, t_us, start_us, end_us = times.T
+    if scores is None:
+        none = np.empty((0, 1))
+        return SampleColumns(bucket, t_us, start_us, end_us, none.astype(np.int64), none, none)
+    label, similarity, confidence = best_labels(scores, top_n)
+    return SampleColumns(
+        bucket,
+        t_us,
+        start_us,
+        end_us,
+        label.astype(np.int64),
+        similarity.astype(np.float64),
+        confidence.astype(np.float64),
+    )
+
+
+def _uncovered(found: SampleColumns, duration_us: int, old_gaps: Sequence[Gap]) -> list[Gap]:
+    """Gaps over all of [0, duration_us) for which no sample answers: the old ones as far as they
+    still are gaps, and what was analysed without being embedded."""
+    missing: list[Gap] = []
+    ends = np.concatenate([[0], found.end_us])
+    starts = np.concatenate([found.start_us, [duration_us]])
+    open_us = ends < starts
+    for start, end in zip(ends[open_us].tolist(), starts[open_us].tolist(), strict=True):
+        at = start
+        for gap in old_gaps:
+            if gap.end_us <= at or gap.start_us >= end:
+                continue
+            if gap.start_us > at:
+                missing.append(Gap(at, gap.start_us, GapKind.NOT_EMBEDDED, NOT_EMBEDDED))
+                at = gap.start_us
+            missing.append(Gap(at, min(gap.end_us, end), gap.kind, gap.detail))
+            at = min(gap.end_us, end)
+        if at < end:
+            missing.append(Gap(at, end, GapKind.NOT_EMBEDDED, NOT_EMBEDDED))
+    return missing
+
+
+def _task(found: SampleColumns, duration_us: int, gap_us: int) -> dict[str, Any]:
+    """One finished task that answers for the whole video."""
+    last = int(found.bucket[-1]) + 1 if len(found) else 0
+    return {
+        "ordinal": 0,
+        "bucket_start": 0,
+        "bucket_end": last,
+        "start_us": 0,
+        "end_us": duration_us,
+        "plan": FrameRange(0, last, 0, duration_us, None, (), ()).to_json(),
+        "state": TaskState.DONE,
+        "attempts": 0,
+        "fence": 0,
+        "not_before_ms": 0,
+        "done_ms": Now(),
+        "samples": len(found),
+        "gap_us": gap_us,
+    }
+
+
+def _write(engine: Engine, job_id: int, batch: Sequence[_Video]) -> None:
+    if not batch:
+        return
+    with writing(engine) as connection:
+        ids = [video.row["video_id"] for video in batch]
+        for table in (samples, predictions, gaps, scenes, flags, tasks):
+            connection.execute(
+                delete(table).where(table.c.job_id == job_id, table.c.video_id.in_(ids))
+            )
+        now_ms = connection.scalar(select(Now()))
+        rows = [{"job_id": job_id, "closed_ms": now_ms, **video.row} for video in batch]
+        upsert(connection, job_videos, rows)
+        for video in batch:
+            _write_video(connection, {"job_id": job_id, "video_id": video.row["video_id"]}, video)
+
+
+def _write_video(connection: Connection, of_video: dict[str, int], video: _Video) -> None:
+    if video.task is None:
+        return
+    task_id = connection.scalar(
+        plain_insert(tasks).values(**of_video, **video.task).returning(tasks.c.id)
+    )
+    found = video.samples
+    times = {"t_us": found.t_us, "start_us": found.start_us, "end_us": found.end_us}
+    count, ranks = found.label.shape
+    insert_columns(connection, samples, {**of_video, "bucket": found.bucket, **times})
+    insert_columns(
+        connection,
+        predictions,
+        {
+            **of_video,
+            "bucket": np.repeat(found.bucket, ranks),
+            "rank": np.tile(np.arange(ranks), count),
+            "label": found.label.ravel(),
+            "similarity": found.similarity.ravel(),
+            "confidence": found.confidence.ravel(),
+        },
+    )
+    gap_rows = [
+        {
+            "start_us": gap.start_us,
+            "end_us": gap.end_us,
+            "kind": gap.kind,
+            "detail": gap.detail,
+            "task_id": task_id,
+        }
+        for gap in video.gaps
+    ]
+    for table, rows in ((gaps, gap_rows), (scenes, video.scenes), (flags, video.flags)):
+        if rows:
+            connection.execute(plain_insert(table), [of_video | row for row in rows])

@@ -1,0 +1,55 @@
+"""From vectors to labels: cosines, confidences and the best labels, for many samples at once.
+
+The numbers are those that workers commit, to the last bit: sums are formed in float64 and rounded
+to six decimals, far below what a JPEG disturbs, so that a number depends neither on how many
+samples are scored together nor on when.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+LOGIT_SCALE = np.float32(100.0)
+"""CLIP's own: confidence over a label set is softmax(100 x cosine)."""
+
+Half = npt.NDArray[np.float16]
+Single = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.intp]
+
+_CHUNK = 4096
+"""Samples whose vectors are widened at once: what is widened should still lie in the cache."""
+
+
+def similarities(vectors: Half, labels: Single) -> Single:
+    """Cosines, samples x labels, of unit vectors as they are stored and the labels' vectors. Of a
+    sample of several squares, whose vectors stand one after the other, the best counts."""
+    wide = np.ascontiguousarray(labels.T, dtype=np.float64)
+    found = np.empty((len(vectors), len(labels)), dtype=np.float32)
+    for at in range(0, len(vectors), _CHUNK):
+        part = slice(at, at + _CHUNK)
+        squares = vectors[part].astype(np.float64).reshape(-1, len(wide)) @ wide
+        best = squares.reshape(len(vectors[part]), -1, len(labels)).max(axis=1)
+        found[part] = np.round(best, 6)
+    return found
+
+
+def best_labels(similarity: Single, top_n: int) -> tuple[Positions, Single, Single]:
+    """Positions, cosines and confidences of each sample's best labels, best first.
+
+    Each is samples x min(top_n, labels). Confidence is softmax(100 x cosine) over all labels.
+    """
+    shares = np.exp(LOGIT_SCALE * (similarity - similarity.max(axis=1, keepdims=True)))
+    shares /= shares.sum(axis=1, keepdims=True)
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, :top_n]
+    return (
+        best,
+        np.take_along_axis(similarity, best, axis=1),
+        np.take_along_axis(shares, best, axis=1),
+    )
+
+
+def centroid(vectors: Single | Half) -> Single:
+    """The direction between several unit vectors, n x dimension."""
+    mean = vectors.astype(np.float32).mean(axis=0)
+    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)

@@ -1,0 +1,291 @@
+"""Annotated videos and contact sheets: frames and times of the source, labels that can be read."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from clips import make_clip
+from PIL import Image
+from rows import SECOND
+
+from nightreel.reports.annotate import annotate
+from nightreel.reports.drawing import Artist, Told
+from nightreel.reports.lettering import Tag, font, tag_picture
+from nightreel.reports.sheet import contact_sheet
+from storage.columns import SampleColumns
+from storage.records import Gap, GapKind, Prediction, SampleResult, VideoInfo
+from storage.scenes import UNKNOWN, labelled_scenes
+from workers.footage.probe import probe
+
+LABELS = ("red square", "green ünïcode меч", "x" * 300)
+MEDIA = Path(__file__).parents[2] / "shared" / "media"
+
+
+def told(info: VideoInfo, seconds: dict[int, int], *, notice: str | None = None) -> Told:
+    """What a job says: each second of the video has this label; seconds that are left out are
+    gaps."""
+    found, gaps = [], []
+    for at in range(-(-info.duration_us // SECOND)):
+        start, end = at * SECOND, min((at + 1) * SECOND, info.duration_us)
+        if at not in seconds:
+            gaps.append(Gap(start, end, GapKind.DAMAGED))
+            continue
+        best = (Prediction(seconds[at], 0.3, 0.9), Prediction((seconds[at] + 1) % 3, 0.2, 0.08))
+        found.append(SampleResult(at, start, start, end, best))
+    samples = SampleColumns.of(found)
+    scenes = labelled_scenes(samples, gaps, LABELS)
+    return Told(samples, scenes, gaps, LABELS, info.duration_us, notice)
+
+
+def every(label: int, info: VideoInfo) -> dict[int, int]:
+    return dict.fromkeys(range(-(-info.duration_us // SECOND)), label)
+
+
+def times(path: Path) -> list[float]:
+    """Seconds of each presented frame from the first one, as a player decodes them."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        found = [float(f.pts * f.time_base) for f in container.decode(stream) if f.pts is not None]
+    return [round(t - found[0], 4) for t in found]
+
+
+def sound(path: Path) -> tuple[int, float, float]:
+    """Packets of sound, the first time and the last, from the first picture on."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        begin = float((video.start_time or 0) * video.time_base)
+        found = [
+            float(p.pts * p.time_base) - begin
+            for p in container.demux(container.streams.audio[0])
+            if p.pts is not None
+        ]
+    return len(found), min(found), max(found)
+
+
+def make_variable(path: Path, *, audio: str | None = None) -> Path:
+    """A clip whose frames stand 1 to 9 hundredths apart, with or without a tone."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 162, 98, "yuv420p"
+        video.time_base = video.codec_context.time_base = Fraction(1, 1000)
+        video.options = {"bf": "2", "preset": "ultrafast"}
+        tone = container.add_stream(audio, rate=48_000) if audio else None
+        t = 0
+        for at in range(120):
+            frame = av.VideoFrame.from_ndarray(np.full((98, 162, 3), at * 2, np.uint8), "rgb24")
+            frame.pts, frame.time_base = t, Fraction(1, 1000)
+            container.mux(video.encode(frame))
+            t += 10 * (1 + at * 7 % 9)
+        container.mux(video.encode(None))
+        if tone is not None:
+            for at in range(0, t * 48, 1024):
+                wave = np.sin(np.arange(at, at + 1024) / 20).astype(np.float32)[None].repeat(2, 0)
+                heard = av.AudioFrame.from_ndarray(wave, "fltp", "stereo")
+                heard.sample_rate, heard.pts, heard.time_base = 48_000, at, Fraction(1, 48_000)
+                container.mux(tone.encode(heard))
+            container.mux(tone.encode(None))
+    return path
+
+
+def annotated(source: Path, out: Path, **how: object) -> tuple[VideoInfo, int]:
+    info, _ = probe(str(source))
+    count = annotate(str(source), info, told(info, every(0, info)), out, **how)  # type: ignore[arg-type]
+    return info, count
+
+
+def remuxed(source: Path, out: Path) -> Path:
+    subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", source, "-c", "copy", out], check=True)
+    return out
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "ts", "avi"])
+def test_every_frame_keeps_its_time(tmp_path: Path, ending: str) -> None:
+    """As many frames at the same times, from every container, at a constant rate."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 2), ("blue", 2)])
+    try:
+        source = clip if ending == "mp4" else remuxed(clip, tmp_path / f"clip.{ending}")
+    except FileNotFoundError:
+        pytest.skip("ffmpeg is missing")
+    _, count = annotated(source, tmp_path / "out.mp4")
+    assert count == 40
+    assert times(tmp_path / "out.mp4") == pytest.approx(times(clip), abs=2e-4)
+
+
+@pytest.mark.parametrize(("audio", "copied"), [(None, True), ("aac", True), ("libvorbis", False)])
+def test_a_variable_rate_and_sound_are_kept(
+    tmp_path: Path, audio: str | None, copied: bool
+) -> None:
+    """Frames at uneven times stay there; sound is copied packet for packet, or encoded anew over
+    the same time."""
+    source = make_variable(tmp_path / "vfr.mkv", audio=audio)
+    annotated(source, tmp_path / "out.mp4")
+    assert times(tmp_path / "out.mp4") == times(source)
+    if audio is not None:
+        before, after = sound(source), sound(tmp_path / "out.mp4")
+        assert after[1:] == pytest.approx(before[1:], abs=0.07)
+        assert not copied or abs(after[0] - before[0]) <= 1
+
+
+def test_a_range_and_a_scale(tmp_path: Path) -> None:
+    """A part of the video begins at 0 and keeps its distances; sides are scaled and even."""
+    source = make_variable(tmp_path / "vfr.mkv", audio="aac")
+    out = tmp_path / "out.mp4"
+    _, count = annotated(source, out, start_us=2 * SECOND, end_us=4 * SECOND, scale=Fraction(1, 2))
+    whole = [t for t in times(source) if 2 <= t < 4]
+    assert count == len(whole)
+    assert times(out) == pytest.approx([t - whole[0] for t in whole], abs=2e-4)
+    with av.open(str(out)) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 50)
+    _, first, last = sound(out)
+    assert -0.1 < first < 0.1
+    assert 1.8 < last < 2.1
+
+
+def test_a_turned_video_is_written_upright(tmp_path: Path) -> None:
+    """A display matrix is applied: the output is upright by itself."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 1)])
+    try:
+        subprocess.run(
+            ["ffmpeg", "-v", "error", "-display_rotation", "90", "-i", clip, "-c", "copy",
+             tmp_path / "turned.mp4"], check=True,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip("ffmpeg is missing")
+    annotated(tmp_path / "turned.mp4", tmp_path / "out.mp4")
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        frame = next(container.decode(video=0))
+        assert (frame.width, frame.height, frame.rotation) == (96, 160, 0)
+
+
+def test_nothing_is_left_of_a_failed_one(tmp_path: Path) -> None:
+    """No half file, under no name; a wrong ending is refused before anything is read."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 1)])
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        annotated(clip, tmp_path / "out.mp4", progress=stop)
+    with pytest.raises(ValueError, match="ends with"):
+        annotated(clip, tmp_path / "out.gif")
+    with pytest.raises(OSError, match="No such file"):
+        annotated(clip, tmp_path / "gone" / "out.mp4")
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("background", [0, 128, 255])
+def test_text_is_readable_on_any_background(background: int) -> None:
+    """Letters are near white and what is around them is darker than middle grey, on black, grey
+    and white."""
+    info = replace(probe_like(), width=640, height=360)
+    artist = Artist(told(info, every(0, info)), 640, 360)
+    picture = np.full((360, 640, 3), background, np.uint8)
+    box = np.asarray(artist.draw(picture, 0).convert("L"))[12:32, 40:150]
+    assert box.max() > 240
+    assert np.median(box) < 128
+
+
+def probe_like() -> VideoInfo:
+    from rows import info
+
+    return info(10)
+
+
+def test_the_moment_has_its_own_label_and_gaps_say_so() -> None:
+    """The tag follows the sample that answers for the moment; a gap is named with its reason."""
+    info = probe_like()
+    said = told(info, {0: 0, 1: 1, 2: 2})
+    assert said.tag(1_500_000) == Tag(LABELS[1], "90%", said.tag(1_000_000).colour)
+    assert said.tag(500_000).colour != said.tag(1_500_000).colour
+    assert said.tag(7_000_000).name == "not analysed"
+    assert said.tag(7_000_000).beside == "damaged"
+
+
+def test_the_strip_shows_scenes_and_the_moment() -> None:
+    """Scenes lie along the bottom in their colours, a white line at the moment, gaps dark."""
+    info = probe_like()
+    said = told(info, {**dict.fromkeys(range(4), 0), **dict.fromkeys(range(4, 8), 1)})
+    drawn = np.asarray(Artist(said, 200, 100).draw(np.zeros((100, 200, 3), np.uint8), 2 * SECOND))
+    row = drawn[97]
+    assert tuple(row[20]) == (0, 0x72, 0xB2)
+    assert tuple(row[120]) == (0xE6, 0x9F, 0x00)
+    assert tuple(row[190]) == (0x30, 0x30, 0x30)
+    assert tuple(row[40]) == (255, 255, 255)
+
+
+def test_long_names_are_cut_and_keep_their_confidence() -> None:
+    """A tag is never wider than it may be."""
+    tag = tag_picture(Tag("x" * 300, "90%", "#000000"), 20, 200)
+    assert tag.width <= 200
+    assert font(20).getlength("Ünïcode меч Ελλάδα") > 100
+
+
+def test_a_notice_is_on_every_picture() -> None:
+    """What must be said of a coarse engine stands on the frame."""
+    info = probe_like()
+    blank = np.full((180, 320, 3), 255, np.uint8)
+    plain = np.asarray(Artist(told(info, every(0, info)), 320, 180).draw(blank, 0))
+    noted = told(info, every(0, info), notice="coarse engine")
+    assert (np.asarray(Artist(noted, 320, 180).draw(blank, 0)) != plain).any(axis=2).sum() > 500
+
+
+@pytest.mark.parametrize("ending", ["mp4", "avi"])
+def test_a_contact_sheet_shows_each_scene(tmp_path: Path, ending: str) -> None:
+    """One picture a scene, in order, of the scene's own frame, whether the file can be entered in
+    its middle or not."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 4), ("green", 4), ("blue", 4)])
+    try:
+        source = clip if ending == "mp4" else remuxed(clip, tmp_path / "clip.avi")
+    except FileNotFoundError:
+        pytest.skip("ffmpeg is missing")
+    info, _ = probe(str(source))
+    said = told(info, {at: at // 4 for at in range(12)})
+    assert [label for label, _ in said.scenes] == [0, 1, 2]
+    sheet = contact_sheet(str(source), info, said, "clip", most=60, columns=3)
+    means = [
+        np.asarray(sheet)[80:180, 40 + 332 * at : 240 + 332 * at].mean((0, 1)) for at in range(3)
+    ]
+    assert [int(mean.argmax()) for mean in means] == [0, 1, 2]
+    fewer = contact_sheet(str(source), info, said, "clip", most=2)
+    assert isinstance(fewer, Image.Image)
+
+
+def test_an_unknown_scene_is_shown_by_its_middle(tmp_path: Path) -> None:
+    """A scene that no label leads has a picture too."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 4)])
+    info, _ = probe(str(clip))
+    found = [
+        SampleResult(
+            at, at * SECOND, at * SECOND, (at + 1) * SECOND,
+            (Prediction(0, 0.3, 0.34), Prediction(1, 0.3, 0.33), Prediction(2, 0.3, 0.33)),
+        )
+        for at in range(4)
+    ]  # fmt: skip
+    samples = SampleColumns.of(found)
+    scenes = labelled_scenes(samples, [], LABELS)
+    assert [(label, scene.label) for label, scene in scenes] == [(UNKNOWN, "unknown")]
+    sheet = contact_sheet(
+        str(clip), info, Told(samples, scenes, [], LABELS, 4 * SECOND), "c", most=9
+    )
+    assert np.asarray(sheet)[80:150, 40:240].mean((0, 1)).argmax() == 0
+
+
+@pytest.mark.skipif(not MEDIA.exists(), reason="the real clips are not here")
+@pytest.mark.parametrize("name", ["nasa_two_streams.mp4", "cycling_selfie.mp4", "flower.mp4"])
+def test_real_clips_keep_frames_and_times(tmp_path: Path, name: str) -> None:
+    """Two streams, an odd rate, B-frames: as many frames at the same times."""
+    info, count = annotated(
+        MEDIA / name, tmp_path / "out.mp4", scale=Fraction(1, 4), end_us=3 * SECOND
+    )
+    with av.open(str(MEDIA / name)) as container:
+        stream = container.streams[info.stream_index]
+        found = [float(f.pts * f.time_base) for f in container.decode(stream)]
+    expected = [round(t - found[0], 4) for t in found if t - found[0] < 3]
+    assert count == len(expected)
+    assert times(tmp_path / "out.mp4") == pytest.approx(expected, abs=2e-4)

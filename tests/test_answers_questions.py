@@ -1,0 +1,335 @@
+"""The questions of the field, one command each: find, flags, highlights, totals, search."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from embedded import LOST, asked, directions, done, pictures
+from rows import RANGE, SEASONS, SECOND, add_video, claimed, planned, sample, spec, vectors_of
+from sqlalchemy import Engine, update
+
+from storage import ledger, results, vectors
+from storage.columns import SampleColumns
+from storage.database import reading, writing
+from storage.flags import flagged
+from storage.highlights import highlights
+from storage.occurrences import NoSuchLabel, occurrences
+from storage.recorded import DateSource, recorded
+from storage.records import (
+    Gap,
+    GapKind,
+    LabelSet,
+    Prediction,
+    RangeResult,
+    SampleResult,
+)
+from storage.scenes import scenes_of
+from storage.schema import videos
+from storage.scoring import Single
+from storage.search import search
+from storage.totals import Period, totals
+
+LETTERS = "swf"
+
+
+def told(engine: Engine, *texts: str, confidence: float = 0.95) -> tuple[int, list[int]]:
+    """A closed job in which each letter of a video's text is a second of summer, winter or fire;
+    a blank is a second that does not decode."""
+    job = planned(engine, *map(len, texts))
+    text_of = dict(zip(job.video_ids, texts, strict=True))
+    while fed := ledger.feed(engine, 8):
+        for task_id in fed:
+            claim = claimed(engine, task_id)
+            text, buckets = text_of[claim.video_id], claim.frame_range.buckets
+            seen = [b for b in buckets if text[b] != " "]
+            found = tuple(sample(b, LETTERS.index(text[b]), confidence) for b in seen)
+            gaps = tuple(
+                Gap(b * SECOND, (b + 1) * SECOND, GapKind.DAMAGED) for b in buckets if b not in seen
+            )
+            result = RangeResult(found, gaps, vectors_of(seen) if seen else None, 8)
+            assert results.commit(engine, task_id, claim.fence, result)
+    ledger.close_finished(engine)
+    return job.job_id, job.video_ids
+
+
+# -- find
+
+
+def test_find_tells_when_a_label_begins_and_how_long_it_lasts(engine: Engine) -> None:
+    """One row a video that shows it, the most of it first; short scenes may be left out."""
+    job, (a, b, c) = told(engine, "ssswwwsssswwwwww", "wwwwwwwwwwwwss", "ssssssss")
+    found = occurrences(engine, job, "winter")
+    assert [(one.video_id, one.first_us, one.total_us, one.scenes) for one in found] == [
+        (b, 0, 12 * SECOND, 1),
+        (a, 3 * SECOND, 9 * SECOND, 2),
+    ]
+    assert (found[1].last_us, found[1].longest_us) == (16 * SECOND, 6 * SECOND)
+    assert found[1].share == 9 / 16
+    longer = occurrences(engine, job, "winter", min_length_us=4 * SECOND)
+    assert [one.total_us for one in longer] == [12 * SECOND, 6 * SECOND]
+    assert longer[1].first_us == 10 * SECOND
+    assert [one.video_id for one in occurrences(engine, job, "SUMMER ")] == [c, a, b]
+
+
+def test_a_label_that_is_not_asked_for_names_those_that_are(engine: Engine) -> None:
+    """A wrong name is an error with the names there are, never an empty answer."""
+    job, _ = told(engine, "ssss")
+    with pytest.raises(NoSuchLabel, match="only: summer, winter, fire"):
+        occurrences(engine, job, "hail")
+    assert occurrences(engine, job, "unknown") == []
+
+
+def test_the_find_command(engine: Engine, database_url: str) -> None:
+    """Rows as data; what is not all analysed is said beside them."""
+    told(engine, "sss wwwww", "ssss")
+    code, rows, said = asked(database_url, "find", "winter", "--min", "3s")
+    assert code == 0
+    assert rows == [
+        {
+            "video": "/archive/v0.mp4", "label": "winter", "first_s": 4.0, "last_s": 9.0,
+            "total_s": 5.0, "share": 0.625, "scenes": 1, "longest_s": 5.0, "peak": 0.95,
+        }
+    ]  # fmt: skip
+    assert "1 of the job's videos are not all analysed" in said
+    assert asked(database_url, "find", "winter", "--min", "1min")[1] == []
+
+
+# -- flags
+
+
+def test_flags_are_ranges_and_the_worst_come_first(engine: Engine) -> None:
+    """Neighbouring samples that raise are one range; a range ends where none raises for long."""
+    job, (a, b) = told(engine, "ffssssssffsf", "ssfsss")
+    assert [
+        (one.video_id, one.start_us // SECOND, one.end_us // SECOND, one.samples, one.reason)
+        for one in flagged(engine, job)
+    ] == [(a, 8, 12, 3, "burning"), (a, 0, 2, 2, "burning"), (b, 2, 3, 1, "burning")]
+    assert [one.video_id for one in flagged(engine, job, [b])] == [b]
+
+
+def test_the_flags_command_tells_a_script(engine: Engine, database_url: str) -> None:
+    """4 where something is flagged, 3 where nothing is but not all was seen, else 0."""
+    told(engine, "ssff", "ss s", "ssss")
+    assert asked(database_url, "flags")[0] == 4
+    assert asked(database_url, "flags", "v0.mp4")[0] == 4
+    code, rows, said = asked(database_url, "flags", "v1.mp4")
+    assert (code, rows) == (3, [])
+    assert "not all analysed" in said
+    assert asked(database_url, "flags", "v2.mp4")[0] == 0
+
+
+def test_a_flag_below_its_threshold_is_not_raised(engine: Engine) -> None:
+    """The confidence counts, not the rank."""
+    job, _ = told(engine, "ffff", confidence=0.45)
+    assert flagged(engine, job) == []
+
+
+# -- highlights
+
+
+def curve(engine: Engine, *shares: float) -> int:
+    """A job with one video in which each second gives winter this confidence."""
+    job = ledger.open_job(engine, spec())
+    add_video(engine, job.id, "v0", len(shares), each=len(shares))
+    ledger.finish_planning(engine, job.id)
+    (task_id,) = ledger.feed(engine, 8)
+    claim = claimed(engine, task_id)
+    found = tuple(
+        SampleResult(
+            at, at * SECOND + 5, at * SECOND, (at + 1) * SECOND,
+            (Prediction(1, 0.3, share), Prediction(0, 0.2, 1 - share)),
+        )
+        for at, share in enumerate(shares)
+    )  # fmt: skip
+    result = RangeResult(found, (), vectors_of(claim.frame_range.buckets), 8)
+    assert results.commit(engine, task_id, claim.fence, result)
+    ledger.close_finished(engine)
+    return job.id
+
+
+def test_highlights_are_the_peaks_of_a_curve(engine: Engine) -> None:
+    """A cut reaches down to half of its peak; higher peaks come first."""
+    job = curve(engine, 0.1, 0.2, 0.6, 0.9, 0.5, 0.1, 0.1, 0.7, 0.2, 0.0, 0.0, 0.3)
+    cuts = highlights(engine, job, "winter", top=3)
+    assert [(c.start_us // SECOND, c.end_us // SECOND, c.peak) for c in cuts] == [
+        (2, 5, 0.9),
+        (7, 8, 0.7),
+        (11, 12, 0.3),
+    ]
+    assert cuts[0].peak_us == 3 * SECOND + 5
+    assert cuts[0].confidence == pytest.approx((0.6 + 0.9 + 0.5) / 3)
+    assert len(highlights(engine, job, "winter", top=1)) == 1
+
+
+def test_padded_highlights_that_touch_are_one(engine: Engine) -> None:
+    """Padding stays within the video; merged cuts keep the higher peak."""
+    job = curve(engine, 0.8, 0.1, 0.1, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.7)
+    cuts = highlights(engine, job, "winter", top=5, pad_us=SECOND)
+    assert [(c.start_us // SECOND, c.end_us // SECOND, c.peak) for c in cuts] == [
+        (0, 5, 0.9),
+        (8, 10, 0.7),
+    ]
+
+
+def test_no_highlight_reaches_over_a_gap(engine: Engine, database_url: str) -> None:
+    """What was not seen is not part of a cut."""
+    job, _ = told(engine, "sww wws")
+    cuts = highlights(engine, job, "winter")
+    assert sorted((c.start_us // SECOND, c.end_us // SECOND) for c in cuts) == [(1, 3), (4, 6)]
+    code, rows, _ = asked(database_url, "highlights", "--label", "winter", "--top", "1")
+    assert (code, len(rows), rows[0]["peak"]) == (0, 1, 0.95)
+
+
+# -- totals
+
+
+@pytest.mark.parametrize(
+    ("created", "path", "mtime_s", "expected"),
+    [
+        ("2018-04-19T22:46:00.000000Z", "/a/2020-01-02.mp4", 1, ("2018-04-19", "container")),
+        ("2021-07-01 10:00:00", "/a/b.mp4", 1, ("2021-07-01", "container")),
+        ("1970-01-01T00:00:00Z", "/a/VID_20200102_030405.mp4", 1, ("2020-01-02", "file name")),
+        ("yesterday", "/a/cam 2020.01.02.mp4", 1, ("2020-01-02", "file name")),
+        (None, "/a/2020-01-02/x.mp4", 86_400 * 365, ("1971-01-01", "modification time")),
+        (None, "/a/20201399.mp4", 86_400, ("1970-01-02", "modification time")),
+        (None, "/a/12020010203.mp4", 86_400, ("1970-01-02", "modification time")),
+        (None, "/a/unread.mp4", -1, None),
+    ],
+)
+def test_the_day_of_recording(
+    created: str | None, path: str, mtime_s: int, expected: tuple[str, str] | None
+) -> None:
+    """The container's word, else a date in the file's own name, else its modification time."""
+    found = recorded(created, path, mtime_s * 10**9)
+    assert found == (expected and (date.fromisoformat(expected[0]), DateSource(expected[1])))
+
+
+def test_planning_records_the_day_and_its_source(engine: Engine) -> None:
+    """Which of the three it was stands beside the day."""
+    job = ledger.open_job(engine, spec())
+    add_video(engine, job.id, "walk_2019-02-03", RANGE)
+    add_video(engine, job.id, "plain", RANGE)
+    with reading(engine) as connection:
+        rows = connection.execute(
+            videos.select().with_only_columns(videos.c.recorded_on, videos.c.recorded_from)
+        ).all()
+    assert list(map(tuple, rows)) == [
+        ("2019-02-03", "file name"),
+        ("2023-11-14", "modification time"),
+    ]
+
+
+def test_totals_by_month(engine: Engine, database_url: str, tmp_path: Path) -> None:
+    """Shares of each period's time, in order of time, undated last; a plot in both formats."""
+    job, ids = told(engine, "ssssssss", "ssssssww", "wwwwwwww", "ffff")
+    days = ["2024-01-05", "2024-01-31", "2024-02-01", None]
+    with writing(engine) as connection:
+        for video_id, day in zip(ids, days, strict=True):
+            connection.execute(
+                update(videos).where(videos.c.id == video_id).values(recorded_on=day)
+            )
+    found = totals(engine, job, Period.MONTH)
+    assert [(one.period, one.videos) for one in found] == [
+        ("2024-01", 2),
+        ("2024-02", 1),
+        ("undated", 1),
+    ]
+    assert [(one.label, one.share, one.videos) for one in found[0].labels] == [
+        ("summer", 14 / 16, 2),
+        ("winter", 2 / 16, 1),
+    ]
+    assert [one.period for one in totals(engine, job, Period.DAY)][:2] == days[:2]
+    (every,) = totals(engine, job)
+    assert (every.period, every.videos, every.analysed_us) == ("all", 4, 28 * SECOND)
+    for name in ("shares.png", "shares.svg"):
+        plot = tmp_path / name
+        code, rows, _ = asked(database_url, "totals", "--by", "month", "--plot", str(plot))
+        assert code == 0
+        assert plot.stat().st_size > 1000
+    assert {(row["period"], row["label"]) for row in rows} == {
+        ("2024-01", "summer"), ("2024-01", "winter"), ("2024-02", "winter"), ("undated", "fire"),
+    }  # fmt: skip
+    svg = plot.read_text()
+    assert all(text in svg for text in ("2024-01", "winter", "100%"))
+
+
+# -- search
+
+
+def test_search_finds_the_nearest_moments(engine: Engine) -> None:
+    """The best samples of all videos in order of their cosines, each moment once."""
+    planned_job = planned(engine, 60, 60)
+    job = done(engine, planned_job.job_id, directions(3, 2))
+    first, second = planned_job.video_ids
+    wanted = pictures(second, (33,))[0].astype(np.float32)
+    with reading(engine) as connection:
+        every = list(vectors.of_job(connection, job.id, job.sampling, job.fit, job.model))
+    hits = search(every, wanted, top=5, apart_us=6 * SECOND)
+    assert (hits[0].video_id, hits[0].t_us) == (second, 33 * SECOND + 7)
+    assert hits[0].score == pytest.approx(1.0, abs=2e-3)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    for one in hits:
+        for other in hits:
+            near = one.video_id == other.video_id and abs(one.t_us - other.t_us) < 6 * SECOND
+            assert one == other or not near
+    # Without the spacing it is the plain order of all products.
+    plain = search(every, wanted, top=20, apart_us=0)
+    scores = np.concatenate([v.vectors.astype(np.float32) @ wanted for v in every])
+    assert [hit.score for hit in plain] == pytest.approx(
+        np.sort(scores)[::-1][:20].tolist(), abs=1e-5
+    )
+    assert {first, second} >= {hit.video_id for hit in plain}
+
+
+def test_search_by_a_moment_needs_no_api(engine: Engine, database_url: str) -> None:
+    """`--like` takes the vector of a sample that is there."""
+    job = planned(engine, 30, 30)
+    done(engine, job.job_id, directions(3, 2))
+    code, rows, _ = asked(database_url, "search", "--like", "v1.mp4@0:00:20", "--top", "3")
+    assert code == 0
+    assert (rows[0]["video"], rows[0]["time_s"], rows[0]["rank"]) == (
+        "/archive/v1.mp4", 20.000007, 1,
+    )  # fmt: skip
+    assert len(rows) == 3
+
+
+def test_a_job_without_embeddings_cannot_be_searched(engine: Engine, database_url: str) -> None:
+    """It says so, and why."""
+    job = planned(engine, 8)
+    done(engine, job.job_id, directions(3, 2), embeds=False)
+    vectors.remember_text(engine, "clip/1", "a goal", directions(1, 5)[0])
+    code, rows, said = asked(database_url, "search", "a goal")
+    assert (code, rows) == (3, [])
+    assert "keeps no embeddings" in said
+
+
+def test_a_remembered_text_needs_no_api(engine: Engine, database_url: str) -> None:
+    """What was asked once is answered from the database."""
+    job = planned(engine, 8)
+    done(engine, job.job_id, directions(3, 2))
+    vector: Single = directions(1, 5)[0]
+    vectors.remember_text(engine, "clip/1", "a goal", vector)
+    code, rows, _ = asked(database_url, "search", " a goal ", "--apart", "1s")
+    assert (code, len(rows)) == (0, 8 - 1)
+    kept = pictures(job.video_ids[0], tuple(b for b in range(8) if b != LOST))
+    best = float((kept.astype(np.float32) @ vector).max())
+    assert rows[0]["score"] == pytest.approx(best, abs=1e-5)
+
+
+# -- scenes in columns
+
+
+def test_columns_are_the_samples(engine: Engine) -> None:
+    """Samples in columns give the curves and shares of the samples one by one."""
+    found = [sample(0, 0, 0.8), replace(sample(1, 1), predictions=(Prediction(2, 0.1, 0.4),))]
+    columns = SampleColumns.of(found)
+    assert columns.curve(0).tolist() == [0.8, 0.0]
+    assert columns.shares(3)[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
+    assert columns.shares(3)[1].tolist() == pytest.approx([0.3, 0.3, 0.4])
+    assert len(SampleColumns.of([])) == 0
+    assert LabelSet("x", SEASONS.labels).digest == SEASONS.digest
+    assert scenes_of([], [], []) == []

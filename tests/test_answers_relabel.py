@@ -1,0 +1,153 @@
+"""New labels from stored embeddings: the results of a second run, with nothing sent or decoded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from embedded import directions, done
+from rows import SEASONS, SECOND, file, planned
+from sqlalchemy import Engine, func, select
+
+from storage import ledger, relabel, results
+from storage.coverage import coverage
+from storage.database import reading, writing
+from storage.ledger import Job
+from storage.records import GapKind, Label, LabelSet, VideoState
+from storage.relabel import CannotRelabel
+from storage.scenes import scenes
+from storage.schema import embeddings, flags, jobs
+from storage.scoring import best_labels, similarities
+from workers.classify import LabelVectors, predictions_of, score_vectors
+
+NEW = LabelSet("new", tuple(Label(name, (name,)) for name in ("sea", "snow", "street", "studio")))
+
+
+LABEL_VECTORS = directions(4, 1)
+
+
+def relabelled(engine: Engine, job: Job, labels: LabelSet = NEW) -> Job:
+    """The job under new labels."""
+    target = relabel.new_job(engine, job, labels)
+    results.store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
+    relabel.relabel(engine, job, target)
+    return ledger.get_job(engine, target.id)
+
+
+def everything(engine: Engine, job: Job, video_ids: list[int]) -> list[object]:
+    """All that a job says of its videos."""
+    covered = coverage(engine, job.id)
+    with reading(engine) as connection:
+        raised = connection.execute(
+            select(*list(flags.c)[1:]).where(flags.c.job_id == job.id).order_by(flags.c.video_id)
+        ).all()
+    return [
+        [results.samples(engine, job.id, video_id) for video_id in video_ids],
+        scenes(engine, job.id),
+        [replace(one, video_id=0) for one in covered],
+        raised,
+        job.state,
+    ]
+
+
+def test_the_numbers_are_those_that_workers_commit() -> None:
+    """Similarities and confidences of many samples at once are a worker's to the last bit."""
+    vectors = directions(5000, 3).astype(np.float16)
+    labels = directions(17, 4)
+    label, similarity, confidence = best_labels(similarities(vectors, labels), 5)
+    for at in range(0, 5000, 7):
+        (row,) = score_vectors(vectors[at : at + 1], LabelVectors(labels))
+        expected = [(p.label, p.similarity, p.confidence) for p in predictions_of(row, 5)]
+        got = zip(label[at].tolist(), similarity[at].tolist(), confidence[at].tolist(), strict=True)
+        assert list(got) == expected
+
+
+def test_relabelling_gives_what_a_run_with_the_labels_gives(engine: Engine) -> None:
+    """Samples, predictions, scenes, gaps and flags are those of a job that was worked on with the
+    new labels; the old job stays as it was."""
+    new = replace(NEW, labels=(replace(NEW.labels[0], threshold=0.4, flag="wet"), *NEW.labels[1:]))
+    old = planned(engine, 30, 4, 61)
+    job = done(engine, old.job_id, directions(3, 2))
+    before = everything(engine, job, old.video_ids)
+    target = relabelled(engine, job, new)
+    assert target.id != job.id
+    assert everything(engine, job, old.video_ids) == before
+    run = planned(engine, 30, 4, 61, key="run", labels=new)
+    assert run.video_ids == old.video_ids
+    by_workers = done(engine, run.job_id, LABEL_VECTORS)
+    assert everything(engine, target, old.video_ids) == everything(
+        engine, by_workers, old.video_ids
+    )
+    assert [label.name for label in results.label_set(engine, target.label_set_id).labels] == [
+        "sea", "snow", "street", "studio",
+    ]  # fmt: skip
+
+
+def test_relabelling_again_is_the_same_job_and_changes_nothing(engine: Engine) -> None:
+    """The same labels find their job; a video that was added since is added."""
+    old = planned(engine, 8)
+    job = done(engine, old.job_id, directions(3, 2))
+    first = relabelled(engine, job)
+    before = everything(engine, first, old.video_ids)
+    again = relabelled(engine, job)
+    assert (again.id, everything(engine, again, old.video_ids)) == (first.id, before)
+    more = planned(engine, 8, 12)
+    job = done(engine, more.job_id, directions(3, 2))
+    assert job.id == old.job_id
+    third = relabelled(engine, job)
+    assert third.id == first.id
+    assert [one.analysed_us for one in coverage(engine, third.id)] == [7 * SECOND, 11 * SECOND]
+
+
+def test_a_rejected_video_stays_rejected(engine: Engine) -> None:
+    """What could not be read stands in the new job with its reason."""
+    old = planned(engine, 8)
+    (good,) = old.video_ids
+    bad = ledger.register_file(engine, file("bad"), "bad")
+    ledger.reject_video(engine, old.job_id, bad, "unreadable", "no moov")
+    target = relabelled(engine, done(engine, old.job_id, directions(3, 2)))
+    assert [(one.video_id, one.state, one.reason) for one in coverage(engine, target.id)] == [
+        (good, VideoState.PARTIAL, "noise"),
+        (bad, VideoState.REJECTED, "no moov"),
+    ]
+
+
+def test_what_was_only_compared_says_so(engine: Engine) -> None:
+    """A job without embeddings is refused with the remedy; where some are missing, their time is a
+    gap with its reason, and nothing is claimed."""
+    old = planned(engine, 8)
+    job = done(engine, old.job_id, directions(3, 2), embeds=False)
+    with pytest.raises(CannotRelabel, match="no stored embeddings"):
+        relabel.new_job(engine, job, NEW)
+    with reading(engine) as connection:
+        assert connection.scalar(select(func.count()).select_from(jobs)) == 1
+    other = planned(engine, 8, 12, key="more")
+    job = done(engine, other.job_id, directions(3, 2))
+    with writing(engine) as connection:
+        connection.execute(embeddings.delete().where(embeddings.c.bucket_start == 4))
+    target = relabelled(engine, job)
+    first, second = coverage(engine, target.id)
+    assert (first.state, first.analysed_us) == (VideoState.PARTIAL, 4 * SECOND)
+    assert [(gap.start_us, gap.end_us, gap.kind) for gap in first.gaps] == [
+        (4 * SECOND, 5 * SECOND, GapKind.NOT_EMBEDDED),
+        (5 * SECOND, 6 * SECOND, GapKind.DAMAGED),
+        (6 * SECOND, 8 * SECOND, GapKind.NOT_EMBEDDED),
+    ]
+    for one in (first, second):
+        assert one.analysed_us + one.gap_us == one.duration_us
+        assert one.waiting_us == 0
+
+
+def test_a_job_that_is_not_done_is_refused(engine: Engine) -> None:
+    """Half a job has no complete new labels: it says to finish it first."""
+    old = planned(engine, 8)
+    with pytest.raises(CannotRelabel, match="not done"):
+        relabel.new_job(engine, ledger.get_job(engine, old.job_id), NEW)
+
+
+def test_labels_differ_by_their_samples() -> None:
+    """Label sets of the same names and other samples are other label sets."""
+    one = LabelSet("a", tuple(replace(label, samples=("c@1",)) for label in SEASONS.labels))
+    two = LabelSet("a", tuple(replace(label, samples=("c@2",)) for label in SEASONS.labels))
+    assert len({one.digest, two.digest, SEASONS.digest}) == 3
