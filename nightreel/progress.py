@@ -71,11 +71,12 @@ class Rates:
 class ProgressDisplay:
     """Shows snapshots on standard error. A context manager."""
 
-    def __init__(self) -> None:
-        self._rates = Rates()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rates = Rates(clock)
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        self._next_plain = time.monotonic() + 2.0
+        self._next_plain = clock() + 2.0
 
     def __enter__(self) -> Self:
         if sys.stderr is not None and sys.stderr.isatty():
@@ -110,8 +111,8 @@ class ProgressDisplay:
             self._live.update(
                 self._task, completed=now.covered_us, total=total, description=self.line(now)
             )
-        elif time.monotonic() >= self._next_plain:
-            self._next_plain = time.monotonic() + PLAIN_EVERY_S
+        elif self._clock() >= self._next_plain:
+            self._next_plain = self._clock() + PLAIN_EVERY_S
             say(self.line(now))
 
     def line(self, now: Snapshot) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 from dataclasses import replace
 from fractions import Fraction
@@ -85,8 +86,12 @@ def make_variable(path: Path, *, audio: str | None = None) -> Path:
         container.mux(video.encode(None))
         if tone is not None:
             for at in range(0, t * 48, 1024):
-                wave = np.sin(np.arange(at, at + 1024) / 20).astype(np.float32)[None].repeat(2, 0)
-                heard = av.AudioFrame.from_ndarray(wave, "fltp", "stereo")
+                wave = np.sin(np.arange(at, at + 1024) / 20)
+                if audio == "aac":
+                    kind, wave = "fltp", wave.astype(np.float32)[None].repeat(2, 0)
+                else:
+                    kind, wave = "s16", (9999 * wave).astype(np.int16).repeat(2)[None]
+                heard = av.AudioFrame.from_ndarray(wave, kind, "stereo")
                 heard.sample_rate, heard.pts, heard.time_base = 48_000, at, Fraction(1, 48_000)
                 container.mux(tone.encode(heard))
             container.mux(tone.encode(None))
@@ -100,7 +105,9 @@ def annotated(source: Path, out: Path, **how: object) -> tuple[VideoInfo, int]:
 
 
 def remuxed(source: Path, out: Path) -> Path:
-    subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", source, "-c", "copy", out], check=True)
+    """The same pictures in another container; AVI holds MPEG-4, without timestamps."""
+    codec = ["mpeg4", "-q:v", "2", "-bf", "2"] if out.suffix == ".avi" else ["copy"]
+    subprocess.run(["ffmpeg", "-v", "error", "-y", "-i", source, "-c:v", *codec, out], check=True)
     return out
 
 
@@ -117,7 +124,7 @@ def test_every_frame_keeps_its_time(tmp_path: Path, ending: str) -> None:
     assert times(tmp_path / "out.mp4") == pytest.approx(times(clip), abs=2e-4)
 
 
-@pytest.mark.parametrize(("audio", "copied"), [(None, True), ("aac", True), ("libvorbis", False)])
+@pytest.mark.parametrize(("audio", "copied"), [(None, True), ("aac", True), ("pcm_s16le", False)])
 def test_a_variable_rate_and_sound_are_kept(
     tmp_path: Path, audio: str | None, copied: bool
 ) -> None:
@@ -141,7 +148,7 @@ def test_a_range_and_a_scale(tmp_path: Path) -> None:
     assert count == len(whole)
     assert times(out) == pytest.approx([t - whole[0] for t in whole], abs=2e-4)
     with av.open(str(out)) as container:
-        assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 50)
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (80, 48)
     _, first, last = sound(out)
     assert -0.1 < first < 0.1
     assert 1.8 < last < 2.1
@@ -150,14 +157,13 @@ def test_a_range_and_a_scale(tmp_path: Path) -> None:
 def test_a_turned_video_is_written_upright(tmp_path: Path) -> None:
     """A display matrix is applied: the output is upright by itself."""
     clip = make_clip(tmp_path / "clip.mp4", [("red", 1)])
-    try:
-        subprocess.run(
-            ["ffmpeg", "-v", "error", "-display_rotation", "90", "-i", clip, "-c", "copy",
-             tmp_path / "turned.mp4"], check=True,
-        )  # fmt: skip
-    except FileNotFoundError:
-        pytest.skip("ffmpeg is missing")
-    annotated(tmp_path / "turned.mp4", tmp_path / "out.mp4")
+    straight = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 96 << 16, 0, 1 << 30)
+    data = clip.read_bytes()
+    at = data.rindex(straight, 0, data.index(b"mdia"))
+    (tmp_path / "turned.mp4").write_bytes(data[:at] + turned + data[at + len(turned) :])
+    info, _ = annotated(tmp_path / "turned.mp4", tmp_path / "out.mp4")
+    assert info.rotation == 90
     with av.open(str(tmp_path / "out.mp4")) as container:
         frame = next(container.decode(video=0))
         assert (frame.width, frame.height, frame.rotation) == (96, 160, 0)
