@@ -106,9 +106,6 @@ class Run:
         ledger.recover(self.engine, self.job_id)
 
     def _plan(self, files: Iterable[ArchiveFile | Unreadable]) -> None:
-        # Probing starts processes from this thread, and they inherit its mask: Ctrl-C reaches every
-        # process of the terminal, and is this one's alone to handle.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             submitted = submit(
                 self.engine,

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 
 from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo
 
@@ -81,7 +81,7 @@ def probe_all(
         while True:
             while len(waiting) < 2 * processes and (file := next(source, None)) is not None:
                 pool = pool or _pool(processes)
-                waiting.append((file, pool.submit(probe_and_plan, file, sampling, task_us)))
+                waiting.append((file, _submit(pool, file, sampling, task_us)))
             if not waiting:
                 return
             file, future = waiting.popleft()
@@ -96,12 +96,24 @@ def probe_all(
                 yield alone
                 pool = _pool(processes)
                 waiting = deque(
-                    (other, pool.submit(probe_and_plan, other, sampling, task_us))
-                    for other, _ in waiting
+                    (other, _submit(pool, other, sampling, task_us)) for other, _ in waiting
                 )
     finally:
         if pool is not None:
             _close(pool, stop)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, file: Asked, sampling: Sampling, task_us: int
+) -> Future[Probed]:
+    """Submit, which may start a process, with SIGINT blocked: Ctrl-C reaches every process of a
+    terminal and is the parent's to handle, also while a child is still starting."""
+    resource_tracker.ensure_running()  # first, because starting it unblocks the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(probe_and_plan, file, sampling, task_us)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _done(future: Future[Probed], stop: threading.Event) -> bool:
@@ -117,7 +129,7 @@ def _alone(file: Asked, sampling: Sampling, task_us: int, stop: threading.Event)
     """What a process of its own finds; None once `stop` is set."""
     pool = _pool(1)
     try:
-        future = pool.submit(probe_and_plan, file, sampling, task_us)
+        future = _submit(pool, file, sampling, task_us)
         return future.result() if _done(future, stop) else None
     except BrokenProcessPool:
         reason = "reading it crashes the media library: convert it, or leave it out"
@@ -141,7 +153,7 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 def _end_with_the_parent() -> None:
     """A pool's processes wait for work for ever, and would outlive a killed parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         sentinel = parent.sentinel

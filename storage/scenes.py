@@ -24,15 +24,19 @@ from storage.schema import jobs
 from storage.schema import labels as label_rows
 from storage.schema import scenes as scene_rows
 
-SWITCH_COST = 1.25
-"""Evidence, in nats, that a change of label must outweigh. A single sample amid a scene changes its
-label twice, which no sample's evidence outweighs; two that are sure, or eight of 0.6 to 0.4, do."""
+STICKINESS_US = 2_000_000
+"""How long a label of which the samples are sure must last amid a scene to cut it in two; what they
+are less sure of must last longer. Measured on tapes joined from real clips (benchmarks/scenes.py):
+one second finds fewer of the scenes, three lose short ones."""
 
 DOUBT = 0.1
 """Added to every share before its logarithm is taken: a sharp softmax is often sure and wrong, so
 no sample is worth more than log(1.1 / 0.1) = 2.4 nats, and one outlier cannot outvote a scene."""
 
-MARGIN = 0.05
+SURE = float(np.log((1 + DOUBT) / DOUBT))
+"""Nats by which a sample that is sure of a label prefers it to any other."""
+
+MARGIN = 0.1
 """Lead in confidence over the next label that a label must have, or nothing is claimed."""
 
 VOTE_US = 1_000_000
@@ -58,7 +62,7 @@ def scenes_of(
     gaps: Sequence[Gap],
     labels: Sequence[str],
     *,
-    switch_cost: float = SWITCH_COST,
+    stickiness_us: int = STICKINESS_US,
     min_length_us: int = MIN_LENGTH_US,
     margin: float = MARGIN,
 ) -> list[Scene]:
@@ -71,7 +75,7 @@ def scenes_of(
         SampleColumns.of(samples),
         gaps,
         labels,
-        switch_cost=switch_cost,
+        stickiness_us=stickiness_us,
         min_length_us=min_length_us,
         margin=margin,
     )
@@ -84,7 +88,7 @@ def labelled_scenes(
     labels: Sequence[str],
     *,
     changes: Shares | None = None,
-    switch_cost: float = SWITCH_COST,
+    stickiness_us: int = STICKINESS_US,
     min_length_us: int = MIN_LENGTH_US,
     margin: float = MARGIN,
 ) -> list[tuple[int, Scene]]:
@@ -97,6 +101,8 @@ def labelled_scenes(
     shares = samples.shares(len(labels))
     evidence = _evidence(shares, samples.end_us - samples.start_us, margin)
     lengths = (samples.end_us - samples.start_us).astype(np.float64)
+    # A label that comes and goes changes it twice.
+    switch_cost = stickiness_us / VOTE_US * SURE / 2
     for start, end in _segments(samples, gaps):
         here = slice(start, end)
         path = _most_likely_path(evidence[here], switch_cost)

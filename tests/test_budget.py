@@ -22,7 +22,7 @@ from rows import info, planned, ranges
 from sqlalchemy import Engine
 
 from scheduler.estimate import estimate
-from scheduler.probing import probe_and_plan
+from scheduler.probing import Asked, probe_and_plan
 from scheduler.submit import job_spec
 from storage import ledger
 from storage.database import connect
@@ -111,7 +111,7 @@ class Farm:
         )  # fmt: skip
         stat = clip.stat()
         probed = probe_and_plan(
-            ArchiveFile(str(clip), stat.st_size, stat.st_mtime_ns), Sampling(), TASK_US
+            Asked(ArchiveFile(str(clip), stat.st_size, stat.st_mtime_ns), None), Sampling(), TASK_US
         )
         assert probed.info is not None
         assert probed.content_id is not None

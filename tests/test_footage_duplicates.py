@@ -73,11 +73,13 @@ def test_the_comparison_begins_anew_at_fixed_buckets() -> None:
 
 
 def test_the_audit_takes_its_share_and_always_the_same() -> None:
-    """About the asked share of buckets; none of 0, all of 1."""
-    for share in (Fraction(0), Fraction(1, 100), Fraction(1, 2), Fraction(1)):
-        chosen = [is_audited(bucket, share) for bucket in range(20_000)]
-        assert abs(sum(chosen) / len(chosen) - share) < 0.01
-        assert chosen == [is_audited(bucket, share) for bucket in range(20_000)]
+    """About the asked share, none of 0 and all of 1; of another video other samples."""
+    for share in (Fraction(0), Fraction(1, 20), Fraction(1, 2), Fraction(1)):
+        grey = [is_audited(bucket, GREY, share) for bucket in range(2_000)]
+        assert abs(sum(grey) / len(grey) - share) < 0.03
+        assert grey == [is_audited(bucket, GREY, share) for bucket in range(2_000)]
+        other = [is_audited(bucket, scenery(1), share) for bucket in range(2_000)]
+        assert (grey != other) == (0 < share < 1)
 
 
 @pytest.fixture(scope="module")

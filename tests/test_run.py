@@ -691,3 +691,28 @@ def test_a_run_goes_on_when_nobody_listens_to_its_talk(
     os.close(write)
     assert done.returncode == 0
     assert {row["state"] for row in json.loads(done.stdout)} == {"complete"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"NIGHTREEL_API_IN_FLIGHT": "0"}, "NIGHTREEL_API_IN_FLIGHT"),
+        ({"NIGHTREEL_API_KEY_FILE": "/nowhere"}, "NIGHTREEL_API_KEY_FILE"),
+    ],
+)
+def test_a_worker_with_a_wrong_setting_does_not_start(
+    tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    """It ends with 2 and says which setting is wrong, before it takes a task."""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "--concurrency", "1"],
+        cwd=tmp_path,
+        env=environment(tmp_path, NIGHTREEL_BROKER_URL="redis://127.0.0.1:1/0", **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

@@ -68,7 +68,7 @@ def between_two(*winter: float) -> list[SampleResult]:
 
 @pytest.mark.parametrize(
     ("sureness", "lasting", "count"),
-    [(0.95, 1, 1), (0.95, 2, 3), (0.6, 2, 1), (0.6, 7, 1), (0.6, 8, 3)],
+    [(0.95, 1, 1), (0.95, 2, 1), (0.95, 3, 3), (0.6, 3, 1), (0.6, 14, 1), (0.6, 15, 3)],
 )
 def test_doubt_needs_more_samples_than_certainty(sureness: float, lasting: int, count: int) -> None:
     """Weak contrary evidence has to last longer before it counts as a scene."""
@@ -129,12 +129,12 @@ def test_what_the_best_labels_leave_over_is_shared() -> None:
     """A label that is not among the best has an equal part of the rest."""
     top_one = [
         SampleResult(
-            at, at * SECOND, at * SECOND, (at + 1) * SECOND, (Prediction(label, 0.3, 0.4),)
+            at, at * SECOND, at * SECOND, (at + 1) * SECOND, (Prediction(label, 0.3, 0.6),)
         )
         for at, label in enumerate([0, 0, 0, 1, 0, 0, 0])
     ]
     (scene,) = scenes_of(top_one, [], NAMES)
-    assert scene.confidence == pytest.approx((6 * 0.4 + 0.3) / 7)
+    assert scene.confidence == pytest.approx((6 * 0.6 + 0.2) / 7)
 
 
 def test_one_label_is_one_scene() -> None:

@@ -308,6 +308,6 @@ def classify_range(
 
 def _slot(item: DecodedSample, sampling: Sampling, duplicates: Duplicates | None) -> _Slot:
     source = duplicates.source(item.bucket, item.picture) if duplicates is not None else None
-    audited = source is not None and is_audited(item.bucket, sampling.audit)
+    audited = source is not None and is_audited(item.bucket, item.picture, sampling.audit)
     sources = (None, source) if audited else (source, None)
     return _Slot(item.bucket, item.t_us, item.start_us, item.end_us, *sources)

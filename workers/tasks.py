@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from celery.exceptions import SoftTimeLimitExceeded
+from celery.signals import worker_init
+from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from storage import ledger, results
 from storage.database import DatabaseError, connect, with_retries
+from storage.exits import ExitCode
 from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
 from storage.records import LabelSet, RangeResult, SampleResult, Usage
 from storage.settings import StorageSettings
@@ -39,7 +42,7 @@ from workers.classify import (
     score_vectors,
 )
 from workers.footage.decode import FootageError, read_range
-from workers.settings import QueueSettings, WorkerSettings
+from workers.settings import KeyUnreadable, QueueSettings, WorkerSettings
 from workers.shared import Shared
 
 log = logging.getLogger(__name__)
@@ -224,6 +227,23 @@ def _path_that_opens(claim: Claim) -> str:
         if os.path.exists(path_raw):
             return os.fsdecode(path_raw)
     raise FootageError("the file is gone from every place it was known at")
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _refuse_wrong_settings(**_: object) -> None:
+    """End a worker that could run no task, rather than let it drop one message after another."""
+    try:
+        WorkerSettings().key()
+        StorageSettings()
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)
+        said = "; ".join(f"NIGHTREEL_{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong)
+    except KeyUnreadable as error:
+        said = str(error)
+    else:
+        return
+    log.error("the worker does not start: %s", said)
+    raise SystemExit(ExitCode.USAGE)
 
 
 @functools.lru_cache(maxsize=1)

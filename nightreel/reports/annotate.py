@@ -149,10 +149,7 @@ class _Copy:
         )
         frame.time_base = self._info.time_base
         frame.pts = round((timed.t - self._start) / self._info.time_base)
-        if False and timed.frame.duration:
-            frame.duration = round(
-                timed.frame.duration * timed.frame.time_base / self._info.time_base
-            )
+        frame.duration = timed.frame.duration
         self._output.mux(self._video.encode(frame))
         self._frames += 1
 

@@ -22,6 +22,8 @@ _PQ_HLG = (16, 18)
 """ITU-T H.273 table 3: transfer characteristics of high dynamic range."""
 _BT709, _BT2020 = 1, 9
 _HD_HEIGHT = 720
+_JUMP_S = 10
+"""A step of time by which a file's clock may jump only where it is broken."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,27 +41,28 @@ class Timed:
 
 
 class Clock:
-    """Times of a video's frames: by their timestamps, or where those cannot be trusted, by
-    counting."""
+    """Times of a video's frames: by their timestamps; by counting in a file that has none, and
+    where they jump."""
 
     def __init__(self, info: VideoInfo) -> None:
         self._info = info
-        self._counted = 0
         self._each = 1 / (info.frame_rate or Fraction(25))
-        self._trusted = info.sequential_reason is None
-        self._latest = Fraction(-1)
+        sequential = info.sequential_reason is not None
+        # An index of a file without timestamps counts frames: a tick is a frame.
+        self._counted = sequential and info.time_base == self._each
+        self._longest = Fraction(_JUMP_S) if sequential else None
+        self._latest: Fraction | None = None
 
     def time_of(self, frame: VideoFrame) -> Fraction:
-        """Seconds from the first frame, exact; later than those of the frame before."""
-        by_pts = None
-        if frame.pts is not None and frame.time_base:
-            by_pts = (frame.pts - self._info.first_pts) * frame.time_base
-        if by_pts is not None and (self._trusted or self._latest < by_pts <= self._latest + 10):
-            found = by_pts
-        elif self._latest < 0:
-            found = Fraction(0)
-        else:
-            found = self._latest + self._each
+        """Seconds from the first frame, exact."""
+        after = Fraction(0) if self._latest is None else self._latest + self._each
+        found = after
+        if frame.pts is not None and not self._counted:
+            # The frame's own time base is lost where the decoder is emptied at the end.
+            found = (frame.pts - self._info.first_pts) * self._info.time_base
+            if self._latest is not None and self._longest is not None:
+                jumped = not self._latest < found <= self._latest + self._longest
+                found = after if jumped else found
         self._latest = found
         return found
 

@@ -43,10 +43,11 @@ def is_duplicate(one: Thumbnail, other: Thumbnail) -> bool:
     return bool(parts.max() < _BLOCK_BELOW)
 
 
-def is_audited(bucket: int, share: Fraction) -> bool:
-    """True for about `share` of all buckets, always the same ones: duplicates that are sent all
-    the same, to learn how often skipping is wrong."""
-    digest = hashlib.blake2b(b"%d" % bucket, digest_size=8).digest()
+def is_audited(bucket: int, picture: Picture, share: Fraction) -> bool:
+    """True for about `share` of all samples, of every video others and always the same: duplicates
+    that are sent all the same, to learn how often skipping is wrong."""
+    shown = b"%d:" % bucket + thumbnail(picture).tobytes()
+    digest = hashlib.blake2b(shown, digest_size=8).digest()
     return int.from_bytes(digest, "big") < share * 2**64
 
 

@@ -30,10 +30,10 @@ def media_extents(path: str) -> list[Extent] | None:
     fragmented and damaged ones. Raises OSError.
     """
     with open(path, "rb", buffering=0) as file:
+        if os.pread(file.fileno(), 8, 0)[4:] not in _FIRST_BOXES:
+            return None
         size = os.fstat(file.fileno()).st_size
         boxes = _boxes(file.fileno(), 0, size)
-        if not boxes or boxes[0][0] not in _FIRST_BOXES:
-            return None
         kinds = [kind for kind, _start, _end in boxes]
         if kinds.count(b"moov") != 1 or b"moof" in kinds:
             return None
