@@ -42,8 +42,10 @@ def make_app(settings: QueueSettings | None = None) -> Celery:
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
-        task_soft_time_limit=540,
-        task_time_limit=600,
+        # The last resort. What can hang has a limit of its own (decoding without progress, calls,
+        # the database), and a range that cannot be split may hold ten hours of video.
+        task_soft_time_limit=6 * 3600,
+        task_time_limit=6 * 3600 + 60,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_pool_acquire_timeout=10,
