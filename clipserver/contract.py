@@ -35,7 +35,7 @@ KNOWN_VERSIONS = frozenset(
 _DECIMALS = 8  # of a vector's numbers on the wire: finer than float32 resolves in unit vectors
 
 
-class Refusal(Exception):  # noqa: N818  # an answer of the contract, not only a fault
+class Refusal(Exception):  # an answer of the contract, not only a fault
     """An answer that is an error."""
 
     def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
