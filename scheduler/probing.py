@@ -139,10 +139,12 @@ def _alone(file: Asked, sampling: Sampling, task_us: int, stop: threading.Event)
 
 
 def _close(pool: ProcessPoolExecutor, stop: threading.Event) -> None:
-    pool.shutdown(wait=False, cancel_futures=True)
     if stop.is_set():
         for child in multiprocessing.active_children():
             child.terminate()
+    # Its threads are waited for, or the interpreter's end would race with theirs: with the
+    # processes gone, or without work, they end at once.
+    pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _pool(processes: int) -> ProcessPoolExecutor:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ RESULTS = (
 def api() -> Iterator[ContractServer]:
     with contract_server() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(tmp_path: Path) -> Iterator[None]:
+    """A test that fails leaves no process behind either."""
+    yield
+    for pid in processes_of(tmp_path):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -62,7 +71,15 @@ def start(folder: Path, *arguments: str, **settings: str) -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=_hear_signals,  # noqa: PLW1509 - it sets two signals and calls nothing else
     )
+
+
+def _hear_signals() -> None:
+    """As at a terminal: what runs in the background of a script ignores these, and so would what
+    it starts."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def nightreel(folder: Path, *arguments: str, **settings: str) -> tuple[int, str, str]:
