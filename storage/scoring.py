@@ -17,8 +17,9 @@ Half = npt.NDArray[np.float16]
 Single = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.intp]
 
-_CHUNK = 4096
-"""Samples whose vectors are widened at once: what is widened should still lie in the cache."""
+_CHUNK = 64
+"""Samples multiplied at once. So few are worth no second thread to BLAS; with more, its threads
+wait for each other, and on a busy machine each product takes ten times as long."""
 
 
 def similarities(vectors: Half, labels: Single) -> Single:
@@ -30,7 +31,8 @@ def similarities(vectors: Half, labels: Single) -> Single:
         part = slice(at, at + _CHUNK)
         squares = vectors[part].astype(np.float64).reshape(-1, len(wide)) @ wide
         best = squares.reshape(len(vectors[part]), -1, len(labels)).max(axis=1)
-        found[part] = np.round(best, 6)
+        best *= 1e6
+        found[part] = np.rint(best, out=best) / 1e6
     return found
 
 

@@ -17,8 +17,9 @@ from storage.vectors import START_US, T_US, VideoVectors
 APART_US = 5_000_000
 """Samples of a video that stand closer show the same moment, of which the best is told."""
 
-_CHUNK = 8192
-"""Samples whose vectors are widened at once."""
+_CHUNK = 64
+"""Samples multiplied at once. So few are worth no second thread to BLAS; with more, its threads
+wait for each other, and on a busy machine each product takes ten times as long."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ def _rows() -> Select[int, str, str, int, bytes, bytes]:
         embeddings.c.video_id,
         embeddings.c.sampling,
         embeddings.c.fit,
+        # In the order of the unique index, or a database would sort gigabytes.
+        embeddings.c.model,
         embeddings.c.bucket_start,
         embeddings.c.bucket_end,
     )

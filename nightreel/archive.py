@@ -1,0 +1,196 @@
+"""The results from Python: open a database, iterate over what it holds, query it.
+
+    from nightreel.archive import Archive
+
+    with Archive.open("sqlite:///nightreel.db") as archive:
+        for scene in archive.scenes("match.mp4"):
+            print(scene.start_us / 1e6, scene.label, scene.confidence)
+
+Everything here reads; nothing is changed, decoded or sent. Questions are about the latest job
+unless `job` names another by its number. A video is named by its path, the path's end, or its
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Engine, text
+
+from storage import coverage, database, flags, highlights, ledger, occurrences, vectors
+from storage import scenes as stored_scenes
+from storage import search as nearest
+from storage import summaries as stored_summaries
+from storage.columns import SampleColumns, columns_in
+from storage.coverage import VideoCoverage
+from storage.flags import FlaggedRange
+from storage.highlights import Cut
+from storage.ledger import Job
+from storage.occurrences import Occurrence
+from storage.records import Label, Scene
+from storage.results import labels_in
+from storage.search import Hit
+from storage.settings import StorageSettings
+from storage.summaries import VideoSummary
+from storage.vectors import VideoVectors
+
+__all__ = ["Archive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A results database, open for reading. A context manager."""
+
+    engine: Engine
+
+    @classmethod
+    def open(cls, url: str | None = None) -> Self:
+        """The database at `url`, or the one that NIGHTREEL_DATABASE_URL names.
+
+        Raises `storage.database.DatabaseError` where it is not there or of another release.
+        """
+        engine = database.connect(url or StorageSettings().database_url)
+        try:
+            database.check(engine)
+        except database.DatabaseError:
+            engine.dispose()
+            raise
+        return cls(engine)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back; may be repeated."""
+        self.engine.dispose()
+
+    # -- what is there
+
+    def jobs(self) -> list[Job]:
+        """Every job, newest first."""
+        return ledger.jobs(self.engine)
+
+    def job(self, number: int | None = None) -> Job:
+        """One job, or the latest. Raises `storage.ledger.NoSuchJob`."""
+        if number is None:
+            return ledger.latest_job(self.engine)
+        return ledger.get_job(self.engine, number)
+
+    def labels(self, job: int | None = None) -> list[Label]:
+        """The job's labels, in the order that `SampleColumns.label` counts in."""
+        with database.reading(self.engine) as connection:
+            return labels_in(connection, self.job(job).id)
+
+    def videos(self, job: int | None = None) -> list[VideoSummary]:
+        """The summary of each video, by path."""
+        return stored_summaries.summaries(self.engine, self.job(job).id)
+
+    def video(self, name: str | int, job: int | None = None) -> int:
+        """The number of the one video of this name. Raises `storage.summaries.NoSuchVideo`, and
+        ValueError where the name fits several."""
+        found = stored_summaries.find_videos(self.engine, self.job(job).id, str(name))
+        if len(found) > 1:
+            raise ValueError(f"{name!r} names the videos {found}: give more of the path")
+        return found[0]
+
+    def coverage(self, job: int | None = None) -> list[VideoCoverage]:
+        """What of each video was analysed, and what was not, and why."""
+        return coverage.coverage(self.engine, self.job(job).id)
+
+    # -- one video
+
+    def scenes(self, video: str | int, job: int | None = None) -> list[Scene]:
+        """The video's scenes, in order of time."""
+        number = self.video(video, job)
+        found = stored_scenes.scenes(self.engine, self.job(job).id, number)
+        return found.get(number, [])
+
+    def samples(self, video: str | int, job: int | None = None) -> SampleColumns:
+        """The video's samples with their best labels, as arrays in order of time."""
+        with database.reading(self.engine) as connection:
+            return columns_in(connection, self.job(job).id, self.video(video, job))
+
+    def summary(self, video: str | int, job: int | None = None) -> VideoSummary:
+        """The video in a few numbers."""
+        number = self.video(video, job)
+        (found,) = stored_summaries.summaries(self.engine, self.job(job).id, number)
+        return found
+
+    # -- all videos
+
+    def vectors(self, job: int | None = None) -> Iterator[VideoVectors]:
+        """Every video's stored embeddings, a video at a time: float16 unit vectors and their
+        times. Holds a reading transaction until it is exhausted or closed."""
+        asked = self.job(job)
+        with database.reading(self.engine) as connection:
+            yield from vectors.of_job(connection, asked.id, asked.sampling, asked.fit, asked.model)
+
+    def find(
+        self, label: str, *, min_length_s: float = 0, job: int | None = None
+    ) -> list[Occurrence]:
+        """Which videos show the label, when it begins, how long it lasts; most of it first."""
+        length_us = round(min_length_s * 1e6)
+        return occurrences.occurrences(
+            self.engine, self.job(job).id, label, min_length_us=length_us
+        )
+
+    def flags(self, job: int | None = None) -> list[FlaggedRange]:
+        """What labels with a threshold have raised, worst first."""
+        return flags.flagged(self.engine, self.job(job).id)
+
+    def highlights(
+        self, label: str, *, top: int = 10, pad_s: float = 0, job: int | None = None
+    ) -> list[Cut]:
+        """The label's best moments as cuts, the surest first."""
+        return highlights.highlights(
+            self.engine, self.job(job).id, label, top=top, pad_us=round(pad_s * 1e6)
+        )
+
+    def search(
+        self,
+        query: str | npt.NDArray[np.floating],
+        *,
+        top: int = 20,
+        apart_s: float = 5.0,
+        job: int | None = None,
+    ) -> list[Hit]:
+        """The moments nearest to a vector of the job's model, or to a text that `nightreel search`
+        has asked for before (only then its vector is known). KeyError for any other text."""
+        asked = self.job(job)
+        if isinstance(query, str):
+            known = vectors.text_vector(self.engine, asked.model, query.strip())
+            if known is None:
+                raise KeyError(f"{query!r} was never asked: run `nightreel search` with it once")
+            vector = known
+        else:
+            vector = np.asarray(query / np.linalg.norm(query), dtype=np.float32)
+        stored = self.vectors(job)
+        return nearest.search(stored, vector, top=top, apart_us=round(apart_s * 1e6))
+
+    def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
+        """The rows of an SQL query as dictionaries; `:name` in it stands for a parameter.
+
+        The database refuses statements that would change it.
+        """
+        with database.reading(self.engine) as connection:
+            sqlite = connection.dialect.name == "sqlite"
+            if sqlite:
+                connection.exec_driver_sql("PRAGMA query_only = ON")
+            try:
+                return [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
+            finally:
+                if sqlite:
+                    connection.exec_driver_sql("PRAGMA query_only = OFF")
