@@ -7,8 +7,10 @@ of its own, that answers each request after 100 ms. Goal: 95 % of concurrency / 
 Bytes: the middle frame of each clip at 1920x1080, as the client sends it (224 pixels, eight a
 request) and as the tutorial does (0.6 of the size, JPEG of quality 90, base64, one a request).
 Server: one picture a request from 1, 8 and 32 clients in a process of their own, against the same
-engine with the same threads called in this process on ready batches of eight. Goal: 90 % at 8 and
-more. Absolute numbers are the machine's; compare the ratios of one run.
+engine with the same threads called directly, in one process, on ready batches of eight. Goal: 90 %
+at 8 and more. The two take turns, so that a busy machine hinders both; beside it stands what a
+picture costs in processor time, reading and answering included.
+Absolute numbers are the machine's; compare the ratios of one run.
 """
 
 # ruff: noqa: PLC0415 -- the server's engine is loaded after the client has been measured
@@ -16,9 +18,11 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import io
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -31,6 +35,7 @@ from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -44,6 +49,10 @@ from workers.classify import LabelVectors, classify_range
 from workers.footage.decode import DecodedSample
 from workers.footage.picture import Picture, encode_jpeg, load_picture
 from workers.settings import MAX_BATCH, WorkerSettings
+
+if TYPE_CHECKING:
+    from clipserver.engines import Engine
+    from clipserver.engines.choice import Choice
 
 LATENCY_S = 0.1
 DIMENSION = 512
@@ -241,21 +250,15 @@ def calls_per_video_hour() -> None:
 
 def server_throughput(pictures: list[Picture], seconds: float, name: str) -> None:
     from clipserver.engines import EngineUnavailableError
-    from clipserver.engines.choice import choose
-    from clipserver.settings import Settings
 
-    settings = Settings(engine=name)
     try:
-        chosen = choose(
-            name, model_dir=settings.model_dir, model=settings.model, int8=settings.int8
-        )
+        chosen, threads = engine_at_home(name)
     except EngineUnavailableError as error:
         print(f"\nServer: not measured, {error}")
         return
-    engine = chosen.load(settings.server_threads)
     side = chosen.description.input_size
     ready = np.stack([cv2.resize(one, (side, side)) for one in pictures * MAX_BATCH])[:MAX_BATCH]
-    print(f"\nServer, engine {chosen.description.model}, {settings.server_threads} thread(s)")
+    print(f"\nServer, engine {chosen.description.model}, {threads} thread(s)")
     print("  (goal: 90 % of the engine in-process at 8 and more clients)")
     bodies = [
         json.dumps(
@@ -263,30 +266,67 @@ def server_throughput(pictures: list[Picture], seconds: float, name: str) -> Non
         ).encode()
         for one in ready
     ]
-    with served(name) as url, multiprocessing.get_context("spawn").Pool(1) as pool:
-        print("  clients   pictures/s   in-process   ratio (medians of turns)")
+    # As the server has it; numpy's threads are counted when it is loaded.
+    os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
+    spawn = multiprocessing.get_context("spawn")
+    with served(name) as (url, pid), spawn.Pool(1) as pool, spawn.Pool(1) as engine:
+        print("  clients   pictures/s   in-process   ratio   CPU ms a picture   in-process")
         for clients in (1, 8, 32):
             turns = []
             for _ in range(TURNS):
-                direct = directly(engine, ready, seconds / TURNS)
-                got = pool.apply(ask_together, (url, bodies, clients, seconds / TURNS))
-                turns.append((got, direct, got / direct))
-            got, direct, ratio = (statistics.median(column) for column in zip(*turns, strict=True))
-            print(f"  {clients:7}  {got:11.1f}  {direct:11.1f}  {ratio:6.1%}")
+                direct, direct_ms = engine.apply(directly, (name, ready, seconds / TURNS))
+                before = processor_s(pid)
+                got, pictures_done = pool.apply(
+                    ask_together, (url, bodies, clients, seconds / TURNS)
+                )
+                got_ms = (processor_s(pid) - before) / pictures_done * 1000
+                turns.append((got, direct, got / direct, got_ms, direct_ms))
+            got, direct, ratio, got_ms, direct_ms = (
+                statistics.median(column) for column in zip(*turns, strict=True)
+            )
+            print(
+                f"  {clients:7}  {got:11.1f}  {direct:11.1f}  {ratio:6.1%}"
+                f"  {got_ms:17.2f}  {direct_ms:11.2f}"
+            )
 
 
-def directly(engine: object, ready: Picture, seconds: float) -> float:
-    """Pictures a second of the engine itself, in batches of eight."""
-    engine.embed_images(ready)  # type: ignore[attr-defined]
-    done, start = 0, time.monotonic()
+def engine_at_home(name: str) -> tuple[Choice, int]:
+    """The engine that the server would take, and with how many threads."""
+    from clipserver.engines.choice import choose
+    from clipserver.settings import Settings
+
+    settings = Settings(engine=name)
+    chosen = choose(name, model_dir=settings.model_dir, model=settings.model, int8=settings.int8)
+    return chosen, settings.server_threads
+
+
+@functools.cache
+def loaded(name: str) -> Engine:
+    chosen, threads = engine_at_home(name)
+    return chosen.load(threads)
+
+
+def directly(name: str, ready: Picture, seconds: float) -> tuple[float, float]:
+    """Pictures a second of the engine itself, in batches of eight; ms of processor time each."""
+    engine = loaded(name)
+    engine.embed_images(ready)
+    done, start, worked = 0, time.monotonic(), time.process_time()
     while time.monotonic() - start < seconds:
-        engine.embed_images(ready)  # type: ignore[attr-defined]
+        engine.embed_images(ready)
         done += len(ready)
-    return done / (time.monotonic() - start)
+    spent_ms = (time.process_time() - worked) * 1000
+    return done / (time.monotonic() - start), spent_ms / done
+
+
+def processor_s(pid: int) -> float:
+    """Processor time that a process has had."""
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def served(name: str) -> Iterator[str]:
+def served(name: str) -> Iterator[tuple[str, int]]:
+    """Address and process of the API at home."""
     command = [sys.executable, "-m", "clipserver", "--engine", name, "--port", "0"]
     with (
         tempfile.TemporaryFile() as log,
@@ -294,16 +334,16 @@ def served(name: str) -> Iterator[str]:
     ):
         try:
             assert server.stdout is not None
-            yield json.loads(server.stdout.readline())["url"]
+            yield json.loads(server.stdout.readline())["url"], server.pid
         finally:
             server.terminate()
 
 
-def ask_together(url: str, bodies: list[bytes], clients: int, seconds: float) -> float:
-    """Pictures a second that so many clients get together."""
+def ask_together(url: str, bodies: list[bytes], clients: int, seconds: float) -> tuple[float, int]:
+    """Pictures a second that so many clients get together, and how many requests were made."""
     start_together = threading.Barrier(clients)
 
-    def ask(_: int) -> float:
+    def ask(_: int) -> tuple[float, int]:
         done = 0
         with requests.Session() as session:
             session.post(f"{url}/clip/embed_image", data=bodies[0], headers=JSON).raise_for_status()
@@ -313,10 +353,11 @@ def ask_together(url: str, bodies: list[bytes], clients: int, seconds: float) ->
                 body = bodies[done % len(bodies)]
                 session.post(f"{url}/clip/embed_image", data=body, headers=JSON).raise_for_status()
                 done += 1
-            return done / (time.monotonic() - start)
+            return done / (time.monotonic() - start), done + 1
 
     with ThreadPoolExecutor(clients) as pool:
-        return sum(pool.map(ask, range(clients)))
+        rates, requests_made = zip(*pool.map(ask, range(clients)), strict=True)
+    return sum(rates), sum(requests_made)
 
 
 JSON = {"Content-Type": "application/json"}

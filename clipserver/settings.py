@@ -26,8 +26,11 @@ class Settings(BaseSettings):
 
     engine: Annotated[
         EngineName,
-        Field(description="auto takes CLIP where its weights can be had, else the offline engine"),
-    ] = "auto"
+        Field(
+            description="clip, offline, or auto: clip where it can be had, else offline. Commands "
+            "that start the API at home themselves take auto"
+        ),
+    ] = "clip"
     model_dir: Annotated[
         Path | None,
         Field(description="folder with vision_model.onnx, text_model.onnx and tokenizer.json"),
@@ -36,9 +39,9 @@ class Settings(BaseSettings):
         str,
         Field(description="CLIP weights to fetch from the hub, as owner/name or owner/name@rev"),
     ] = "Xenova/clip-vit-base-patch32"
-    int8: Annotated[
-        bool, Field(description="take the towers' quantised files: faster, visibly less exact")
-    ] = False
+    int8: Annotated[bool, Field(description="quantise the towers to int8: faster, less exact")] = (
+        False
+    )
     server_threads: Annotated[
         int, Field(ge=1, description="threads of the engine (default: half of the cores)")
     ] = Field(default_factory=half_of_the_cores)

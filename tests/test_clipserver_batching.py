@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import requests
-import uvicorn
+from clip_home import served_here
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipserver.app import create_app
 from clipserver.batching import Batcher
 from clipserver.contract import Busy
 from clipserver.engines import Description
@@ -180,24 +178,9 @@ class GatedEngine:
 @pytest.fixture
 def gated() -> Iterator[tuple[GatedEngine, str]]:
     engine = GatedEngine()
-    started = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            started.set()
-
-    settings = Settings(server_max_queue=4, server_max_batch=2)
-    server = Server(uvicorn.Config(create_app(engine, settings), log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        assert started.wait(30)
-        yield engine, f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with served_here(engine, Settings(server_max_queue=4, server_max_batch=2)) as url:
+        yield engine, url
         engine.gate.set()
-        server.should_exit = True
-        thread.join(30)
-    assert not thread.is_alive()
 
 
 def test_a_busy_server_says_when_to_come_again(gated: tuple[GatedEngine, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import importlib.util
 import json
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from clip_home import (
     write_towers,
 )
 from PIL import Image
+
+from clipserver.engines.offline import sources
 
 KEY = "key-that-nobody-may-see"
 
@@ -367,6 +370,18 @@ def test_an_engine_that_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
         assert said.stdout == ""
         assert said.stderr.count("\n") == 1
         assert "no CLIP weights" in said.stderr
+
+
+def test_a_service_never_takes_the_offline_engine_unasked(tmp_path: Path) -> None:
+    """Without `--engine` it is CLIP or nothing, and the remedy is named; `auto` is asked for."""
+    said = run("--describe", HF_HUB_CACHE=str(tmp_path))
+    assert said.returncode == 12
+    assert "--model-dir" in said.stderr
+    assert "--engine offline" in said.stderr
+    if importlib.util.find_spec(sources.CLASSIFIER.package) is not None:
+        for options, variables in (("--engine", "auto"), {}), ((), {"NIGHTREEL_ENGINE": "auto"}):
+            said = run("--describe", *options, HF_HUB_CACHE=str(tmp_path), **variables)
+            assert json.loads(said.stdout)["engine"] == "offline"
 
 
 def test_unusable_settings_are_named(towers: Path) -> None:

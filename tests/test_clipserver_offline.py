@@ -233,7 +233,8 @@ def test_auto_falls_back_quickly_where_there_is_no_hub(tmp_path: Path) -> None:
 def test_describing_loads_nothing_heavy(tmp_path: Path) -> None:
     """To say what would serve, neither the runtime nor numpy nor the web framework is imported."""
     code = (
-        "import sys; from clipserver.__main__ import main; main(['--describe']);"
+        "import sys; from clipserver.__main__ import main;"
+        "main(['--describe', '--engine', 'auto']);"
         "print(sorted({'numpy', 'onnxruntime', 'onnx', 'fastapi', 'PIL'} & set(sys.modules)))"
     )
     said = describe("-c", code, cache=tmp_path)
@@ -244,7 +245,7 @@ def test_missing_weights_name_the_command_that_installs_them(tmp_path: Path) -> 
     """Where neither CLIP nor the packages are there, exit code 12 and one line with both ways."""
     code = (
         "import importlib.util, sys; importlib.util.find_spec = lambda name: None;"
-        "from clipserver.__main__ import main; sys.exit(main(['--describe']))"
+        "from clipserver.__main__ import main; sys.exit(main(['--describe', '--engine', 'auto']))"
     )
     said = describe("-c", code, cache=tmp_path)
     assert said.returncode == 12

@@ -25,15 +25,19 @@ def choose(name: EngineName, *, model_dir: Path | None, model: str, int8: bool) 
     """The asked engine; for `auto` CLIP where its weights can be had, else the offline engine.
 
     EngineUnavailableError with cause and remedy. A `model_dir` that is given is meant: where it
-    cannot be used, `auto` does not take something else instead.
+    cannot be used, `auto` does not take something else instead. The offline engine is never taken
+    unless `offline` or `auto` was asked for in so many words.
     """
     if name == "offline":
         return _offline()
     try:
         return _clip(model_dir, model, int8=int8)
     except EngineUnavailableError as no_clip:
-        if name == "clip" or model_dir is not None:
+        if model_dir is not None:
             raise
+        if name == "clip":
+            remedy = "or ask for the coarse offline engine by --engine offline"
+            raise EngineUnavailableError(f"{no_clip}; {remedy}") from no_clip
         try:
             return _offline()
         except EngineUnavailableError as no_offline:

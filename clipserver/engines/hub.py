@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipserver.engines import Description, EngineUnavailableError
+from clipserver.engines.int8 import quantised
 
 _ANSWER_S = 0.5
 _CONFIG = "preprocessor_config.json"
@@ -24,6 +25,9 @@ _CONFIG_BYTES = 65536
 _DEFAULT_SIDE = 224
 _FINGERPRINT_BYTES = 65536
 _FOLDERS = ("", "onnx")
+_FP32 = ("vision_model.onnx", "text_model.onnx")
+_QUANTISED = ("vision_model_quantized.onnx", "text_model_quantized.onnx")
+_WANTED = "onnx/vision_model.onnx onnx/text_model.onnx tokenizer.json preprocessor_config.json"
 _TRUE = {"1", "ON", "YES", "TRUE"}
 _PINNED = {"Xenova/clip-vit-base-patch16": "c32d8e02b868e2fbb4d080d155161b06393fb0f2"}
 """Revisions that are taken where none is asked for; another model's is its `main`."""
@@ -47,10 +51,14 @@ class Located:
 
 
 def in_folder(folder: Path, *, int8: bool) -> Located:
-    """Weights in a folder of one's own. EngineUnavailableError naming what is missing."""
-    files = _files(folder, int8=int8)
-    model = f"clip-{folder.resolve().name}@{_fingerprint(files)}"
-    return Located(_describe(model, folder), lambda: files)
+    """Weights in a folder of one's own. EngineUnavailableError naming what is missing.
+
+    `int8` quantises the towers, or takes quantised ones where the folder has no others.
+    """
+    shipped = int8 and not _complete(folder, _FP32) and _complete(folder, _QUANTISED)
+    files = _files(folder, _QUANTISED if shipped else _FP32)
+    model = _versioned(f"clip-{folder.resolve().name}", _fingerprint(files), int8)
+    return Located(_describe(model, folder), lambda: _ready(files, int8=int8 and not shipped))
 
 
 def on_hub(model: str, *, int8: bool) -> Located:
@@ -59,19 +67,21 @@ def on_hub(model: str, *, int8: bool) -> Located:
     name, _, asked = model.partition("@")
     revision = asked or _PINNED.get(name, "main")
     cached = _cached(name, revision)
-    if cached is not None and _complete(cached, int8=int8):
-        files = _files(cached, int8=int8)
-        return Located(_describe(_versioned(name, cached.name, int8), cached), lambda: files)
+    if cached is not None and _complete(cached, _FP32):
+        files = _files(cached, _FP32)
+        description = _describe(_versioned(name, cached.name, int8), cached)
+        return Located(description, lambda: _ready(files, int8=int8))
     answer = None if _offline() else _ask_hub(name, revision)
     if answer is None:
         raise EngineUnavailableError(
             f"no CLIP weights: {name} is not on this machine and the hub cannot be reached; where "
-            f"there is internet run 'hf download {name} --revision {revision} --local-dir clip', "
+            f"there is internet run 'hf download {name} {_WANTED} --revision {revision} "
+            "--local-dir clip', "
             "then give that folder as --model-dir"
         )
     commit, side = answer
     description = Description("clip", _versioned(name, commit, int8), side, None)
-    return Located(description, lambda: _fetch(name, revision, commit, int8=int8))
+    return Located(description, lambda: _ready(_fetch(name, revision, commit), int8=int8))
 
 
 def _versioned(name: str, commit: str, int8: bool) -> str:
@@ -93,14 +103,15 @@ def _describe(model: str, folder: Path) -> Description:
     return Description("clip", model, side, None)
 
 
-def _names(*, int8: bool) -> tuple[str, str]:
-    suffix = "_quantized" if int8 else ""
-    return f"vision_model{suffix}.onnx", f"text_model{suffix}.onnx"
+def _ready(files: Files, *, int8: bool) -> Files:
+    if not int8:
+        return files
+    return Files(quantised(files.vision), quantised(files.text), files.tokenizer)
 
 
-def _files(folder: Path, *, int8: bool) -> Files:
+def _files(folder: Path, towers: tuple[str, str]) -> Files:
     found = []
-    for name in (*_names(int8=int8), "tokenizer.json"):
+    for name in (*towers, "tokenizer.json"):
         places = [folder / below / name for below in _FOLDERS]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
@@ -111,9 +122,9 @@ def _files(folder: Path, *, int8: bool) -> Files:
     return Files(*found)
 
 
-def _complete(folder: Path, *, int8: bool) -> bool:
+def _complete(folder: Path, towers: tuple[str, str]) -> bool:
     try:
-        _files(folder, int8=int8)
+        _files(folder, towers)
     except EngineUnavailableError:
         return False
     return True
@@ -180,10 +191,10 @@ def _ask_hub(name: str, revision: str) -> tuple[str, int] | None:
     return answers[0] if answers else None
 
 
-def _fetch(name: str, revision: str, commit: str, *, int8: bool) -> Files:
+def _fetch(name: str, revision: str, commit: str) -> Files:
     from huggingface_hub import snapshot_download  # noqa: PLC0415  # heavy, and rarely needed
 
-    wanted = [*(f"onnx/{file}" for file in _names(int8=int8)), "*.json"]
+    wanted = [*(f"onnx/{tower}" for tower in _FP32), "*.json"]
     try:
         # By the revision's own name, or the cache would not know later what that stands for.
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
@@ -196,4 +207,4 @@ def _fetch(name: str, revision: str, commit: str, *, int8: bool) -> Files:
         raise EngineUnavailableError(
             f"{name} changed on the hub while it was being fetched: run the same command again"
         )
-    return _files(folder, int8=int8)
+    return _files(folder, _FP32)
