@@ -47,9 +47,10 @@ def contact_sheet(
     rows = math.ceil(len(chosen) / columns)
     cell_height = size[1] + 2 * _TEXT_PX + _GAP_PX + 10
     head = 3 * _TEXT_PX + _GAP_PX
+    foot = _GAP_PX + (2 * _TEXT_PX if told.notice else 0)
     sheet = Image.new(
         "RGB",
-        (max(360, columns * (size[0] + _GAP_PX) + _GAP_PX), head + rows * cell_height + _GAP_PX),
+        (max(360, columns * (size[0] + _GAP_PX) + _GAP_PX), head + rows * cell_height + foot),
         _PAPER,
     )
     draw = ImageDraw.Draw(sheet)
