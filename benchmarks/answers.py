@@ -1,17 +1,18 @@
 """How long the questions take, beside the least that they could take.
 
-    python benchmarks/answers.py FOLDER [--postgresql URL] [--samples 1000000]
+    python benchmarks/answers.py URL [URL ...] [--samples 1000000] [--only inserts,search,...]
 
-Fills a fresh SQLite database in FOLDER, and the empty PostgreSQL database at URL, with a job of
-1,000,000 embedded samples (512 numbers each) and 10,000,000 predictions in 1,000 videos, asks, and
-prints seconds and bounds. About 4 GB on each database.
+Fills each database that is empty (`sqlite:////tmp/answers.db`, `postgresql://USER@HOST/NAME`) with a
+job of 1,000,000 embedded samples (512 numbers each) and 10,000,000 predictions in 1,000 videos,
+asks, and prints seconds and bounds; one that it has filled before is asked again as it is. About
+4 GB on each database.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -53,6 +54,8 @@ PER_VIDEO = 1000
 SCENE = 20
 """Samples of a scene, on average."""
 SECOND = 1_000_000
+INSERTED = 500_000
+"""Predictions that are inserted to learn how fast."""
 
 
 def timed(what: Callable[[], object], times: int = 1) -> float:
@@ -161,15 +164,23 @@ def prediction_columns(
     }
 
 
-def read_raw(engine: Engine) -> list[np.ndarray]:
-    """Every stored vector once, by the driver alone."""
+def read_raw(engine: Engine) -> Iterator[np.ndarray]:
+    """Every stored vector once, by the fastest way that the driver alone has."""
+    query = "SELECT vectors FROM embeddings"
     with reading(engine) as connection:
         driver = connection.connection.driver_connection
         assert driver is not None
-        binary = {"binary": True} if engine.dialect.name == "postgresql" else {}
-        cursor = driver.cursor(**binary)
-        cursor.execute("SELECT vectors FROM embeddings")
-        return [np.frombuffer(row[0], "<f2").reshape(-1, DIMENSION) for row in cursor]
+        if engine.dialect.name == "sqlite":
+            for (found,) in driver.execute(query):
+                yield np.frombuffer(found, "<f2").reshape(-1, DIMENSION)
+            return
+        with (
+            driver.cursor() as cursor,
+            cursor.copy(f"COPY ({query}) TO STDOUT (FORMAT BINARY)") as rows,
+        ):
+            rows.set_types(["bytea"])
+            for (found,) in rows.rows():
+                yield np.frombuffer(found, "<f2").reshape(-1, DIMENSION)
 
 
 def read_and_multiply(engine: Engine, labels: np.ndarray) -> None:
@@ -178,19 +189,18 @@ def read_and_multiply(engine: Engine, labels: np.ndarray) -> None:
         matrix.astype(np.float32) @ labels.T
 
 
-def questions(engine: Engine, job: Job) -> None:
+def summed_up(engine: Engine, job: Job) -> None:
     with reading(engine) as connection:
         some = connection.scalar(select(func.max(job_videos.c.video_id)))
         trip = timed(lambda: connection.execute(text("SELECT 1")).all(), 20)
     one = timed(lambda: summaries(engine, job.id, some), 5)
-    say("summary of one video (goal 0.020)", one, trip,
-        "a round trip")  # fmt: skip
+    say("summary of one video (goal 0.020)", one, trip, "a round trip")
 
     def grouped() -> None:
         with reading(engine) as connection:
             connection.execute(text(
                 "SELECT video_id, label, SUM(end_us - start_us), MIN(start_us), MAX(end_us) "
-                "FROM scenes WHERE job_id = 1 GROUP BY video_id, label"
+                f"FROM scenes WHERE job_id = {job.id} GROUP BY video_id, label"
             )).all()  # fmt: skip
 
     say("summary of all videos", timed(lambda: summaries(engine, job.id), 2), timed(grouped, 2),
@@ -198,109 +208,128 @@ def questions(engine: Engine, job: Job) -> None:
 
     def fetched() -> None:
         with reading(engine) as connection:
-            connection.execute(text("SELECT * FROM scenes WHERE job_id = 1")).all()
+            connection.execute(text(f"SELECT * FROM scenes WHERE job_id = {job.id}")).all()
 
     say("scenes of all videos, read", timed(lambda: scenes(engine, job.id), 2), timed(fetched, 2),
         "fetching their rows")  # fmt: skip
+
+
+def searched(engine: Engine, job: Job) -> None:
     query = unit((1, DIMENSION), 5)
 
-    def searched() -> None:
+    def ours() -> None:
         with reading(engine) as connection:
-            stored = vectors.of_model(connection, job.model)
-            search.search(stored, query[0], top=20)
+            search.search(vectors.of_model(connection, job.model), query[0], top=20)
 
     bound = timed(lambda: read_and_multiply(engine, query), 2)
-    say("search, top 20 (goal x2)", timed(searched, 2), bound, "reading + numpy's product")
+    say("search, top 20 (goal x2)", timed(ours, 2), bound, "reading + numpy's product")
+
+
+def relabelled(engine: Engine, job: Job) -> None:
     labels = unit((20, DIMENSION), 6)
     bound = timed(lambda: read_and_multiply(engine, labels), 2)
+    say("every vector read once", timed(lambda: list(read_raw(engine)), 2))
 
     def scored() -> None:
-        for one in stored_of(engine, job):
-            best_labels(similarities(one.vectors, labels), TOP)
+        with reading(engine) as connection:
+            stored = vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
+            for one in stored:
+                best_labels(similarities(one.vectors, labels), TOP)
 
-    say("relabel with 20 labels: scores (goal x2)", timed(scored), bound,
+    say("relabel, 20 labels: best labels (goal x2)", timed(scored, 2), bound,
         "reading + numpy's product")  # fmt: skip
-
-    def scenes_found() -> None:
-        names = [f"new {at}" for at in range(20)]
-        for one in stored_of(engine, job):
-            found = best_labels(similarities(one.vectors, labels), TOP)
-            label, similarity, confidence = (part.astype(float) for part in found)
-            columns = SampleColumns(*one.times.T, label.astype(int), similarity, confidence)
-            labelled_scenes(columns, [], names, changes=picture_changes(one.vectors))
-
-    say("relabel: scores and scenes, not written", timed(scenes_found), bound, "the same")
-    target = relabel.new_job(engine, job, label_set("new", 20))
+    rows_s = min(insert_at_best(engine) for _ in range(2)) * count(engine, job) * TOP / INSERTED
+    target = relabel.new_job(engine, job, label_set(f"new {time.time_ns()}", 20))
     results.store_label_vectors(engine, target.label_set_id, target.model, labels)
     say("relabel: all of it, rows written", timed(lambda: relabel.relabel(engine, job, target)),
-        bound, "the same")  # fmt: skip
+        bound + rows_s, "and the driver's fastest inserts")  # fmt: skip
 
 
-def stored_of(engine: Engine, job: Job):
-    with reading(engine) as connection:
-        yield from vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
+def inserts(engine: Engine, _: Job) -> None:
+    both = [(insert_ours(engine), insert_at_best(engine)) for _ in range(3)]
+    mine, fastest = (min(way) for way in zip(*both, strict=True))
+    say(f"insert {INSERTED:,} predictions (goal x1.25)", mine, fastest,
+        "the driver's fastest way")  # fmt: skip
 
 
-def inserts(engine: Engine, count: int = 500_000) -> None:
-    """Prediction rows a second by `insert_columns`, and by the driver's own fastest way."""
-    columns = {"video_id": 1} | prediction_columns(np.random.default_rng(3), count // TOP)
-    names = f"job_id, {', '.join(columns)}"
-    new_jobs = iter(range(1000, 2000))
+def inserted_columns() -> dict[str, int | np.ndarray]:
+    columns = prediction_columns(np.random.default_rng(3), INSERTED // TOP)
+    return {"job_id": 1_000_000, "video_id": 1} | columns
 
-    def ours() -> float:
-        job_id = next(new_jobs)
-        with writing(engine) as connection:
-            return timed(
-                lambda: insert_columns(connection, predictions, {"job_id": job_id} | columns)
+
+def insert_ours(engine: Engine) -> float:
+    """Seconds for so many predictions by `insert_columns`; they are taken back."""
+    columns = inserted_columns()
+    with writing(engine) as connection:
+        spent = timed(lambda: insert_columns(connection, predictions, columns))
+        connection.rollback()
+    return spent
+
+
+def insert_at_best(engine: Engine) -> float:
+    """The same by the driver's own fastest way, from rows that stand ready."""
+    columns = inserted_columns()
+    arrays = np.broadcast_arrays(*(np.atleast_1d(v) for v in columns.values()))
+    ready = list(zip(*(a.tolist() for a in arrays), strict=True))
+    names = ", ".join(columns)
+    with writing(engine) as connection:
+        driver = connection.connection.driver_connection
+        assert driver is not None
+
+        def many() -> None:
+            driver.executemany(
+                f"INSERT INTO predictions ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)", ready
             )
 
-    def drivers() -> float:
-        arrays = np.broadcast_arrays(
-            *(np.atleast_1d(v) for v in (next(new_jobs), *columns.values()))
-        )
-        ready = list(zip(*(a.tolist() for a in arrays), strict=True))
-        with writing(engine) as connection:
-            driver = connection.connection.driver_connection
-            assert driver is not None
-            if engine.dialect.name == "sqlite":
-                statement = f"INSERT INTO predictions ({names}) VALUES (?, ?, ?, ?, ?, ?, ?)"
-                return timed(lambda: driver.executemany(statement, ready))
+        def copied() -> None:
+            statement = f"COPY predictions ({names}) FROM STDIN (FORMAT BINARY)"
+            with driver.cursor() as cursor, cursor.copy(statement) as copy:
+                copy.set_types(["int8", "int8", "int8", "int2", "int4", "float8", "float8"])
+                for row in ready:
+                    copy.write_row(row)
 
-            def copied() -> None:
-                statement = f"COPY predictions ({names}) FROM STDIN (FORMAT BINARY)"
-                with driver.cursor() as cursor, cursor.copy(statement) as copy:
-                    copy.set_types(["int8", "int8", "int8", "int2", "int4", "float8", "float8"])
-                    for row in ready:
-                        copy.write_row(row)
+        spent = timed(many if engine.dialect.name == "sqlite" else copied)
+        connection.rollback()
+    return spent
 
-            return timed(copied)
 
-    both = [(ours(), drivers()) for _ in range(3)]
-    mine, fastest = (min(way) for way in zip(*both, strict=True))
-    with writing(engine) as connection:
-        connection.execute(predictions.delete().where(predictions.c.job_id >= 1000))
-    say(f"insert {count:,} predictions (goal x1.25)", mine, fastest, "the driver's fastest way")
+PARTS: dict[str, Callable[[Engine, Job], None]] = {
+    "inserts": inserts,
+    "summaries": summed_up,
+    "search": searched,
+    "relabel": relabelled,
+}
+
+
+def count(engine: Engine, job: Job) -> int:
+    with reading(engine) as connection:
+        rows = select(func.count()).select_from(samples).where(samples.c.job_id == job.id)
+        return connection.scalar(rows) or 0
+
+
+def opened(url: str, total: int) -> tuple[Engine, Job]:
+    """The database, filled if it is empty."""
+    engine = database.connect(url)
+    database.upgrade(engine)
+    filled = [job for job in ledger.jobs(engine) if job.key == "bench"]
+    start = time.perf_counter()
+    job = filled[0] if filled else fill(engine, total)
+    found = count(engine, job)
+    print(f"{engine.dialect.name}: {found:,} embeddings, {found * TOP:,} predictions, "
+          f"filled in {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    return engine, job
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--postgresql", metavar="URL")
+    parser.add_argument("urls", nargs="+", metavar="URL")
     parser.add_argument("--samples", type=int, default=1_000_000)
+    parser.add_argument("--only", default=",".join(PARTS), help="of " + ",".join(PARTS))
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    file = options.folder / "answers.db"
-    file.unlink(missing_ok=True)
-    for url in filter(None, (f"sqlite:///{file}", options.postgresql)):
-        engine = database.connect(url)
-        database.upgrade(engine)
-        start = time.perf_counter()
-        job = fill(engine, options.samples)
-        spent = time.perf_counter() - start
-        print(f"{engine.dialect.name}: {options.samples:,} embeddings, {options.samples * TOP:,} "
-              f"predictions, filled in {spent:.0f} s", flush=True)  # fmt: skip
-        inserts(engine)
-        questions(engine, job)
+    for url in options.urls:
+        engine, job = opened(url, options.samples)
+        for part in options.only.split(","):
+            PARTS[part](engine, job)
         engine.dispose()
 
 

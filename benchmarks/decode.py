@@ -112,10 +112,10 @@ def ours(mode: str) -> Callable[[str], int]:
     """Probe, plan and read all ranges, JPEG included."""
 
     def read(path: str) -> int:
-        from scheduler.plan import plan
         from storage.records import Fit, Gap, Sampling, SamplingMode
         from workers.footage.decode import read_range
         from workers.footage.picture import encode_jpeg
+        from workers.footage.plan import plan
         from workers.footage.probe import probe
 
         rate = None if mode == "keyframes" else Fraction(1)
@@ -135,9 +135,9 @@ def ours(mode: str) -> Callable[[str], int]:
 
 def one_task(path: str) -> int:
     """The fixed cost of a task: open the file, seek to its end and give one keyframe, 15 times."""
-    from scheduler.plan import plan
     from storage.records import Fit, Sampling
     from workers.footage.decode import read_range
+    from workers.footage.plan import plan
     from workers.footage.probe import probe
 
     info, index = probe(path)

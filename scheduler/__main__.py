@@ -1,56 +1,110 @@
-"""The scheduler as a process: `python -m scheduler [--job ID]`, until SIGTERM or SIGINT."""
+"""The scheduler as a process, until SIGTERM or SIGINT: `nightreel scheduler` feeds every submitted
+job; `python -m scheduler --job ID` feeds the job of one run."""
 
 from __future__ import annotations
 
 import argparse
-import logging
+import secrets
 import signal
+import socket
 import sys
 import threading
+
+from celery import Celery
+from pydantic import ValidationError
+from sqlalchemy import Engine
 
 from scheduler.feeder import Feeder, QueueUnavailable, check_broker, publisher
 from scheduler.settings import SchedulerSettings
 from storage.database import DatabaseError, check, connect
 from storage.exits import ExitCode
 from storage.settings import StorageSettings
+from workers import logs
 from workers.app import make_app
 from workers.limits import is_resting
-from workers.settings import QueueSettings
+from workers.metrics import PortTaken
+from workers.settings import QueueSettings, ServiceSettings
 from workers.shared import Shared
 
 
 def main() -> int:
     """Feed, sweep and close until told to end; return an exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scheduler", description=__doc__)
+    parser = argparse.ArgumentParser(prog="nightreel scheduler", description=__doc__)
     parser.add_argument("--job", type=int, default=None, help="feed this job alone")
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    app = make_app()
     try:
+        settings, service = SchedulerSettings(), ServiceSettings()
+        secret = settings.secret()
+        logs.configure(service)
         engine = connect(StorageSettings().database_url)
         check(engine)
+        app = make_app()
         check_broker(app)
+        if arguments.job is None:
+            _serve_all(engine, app, settings, service, secret, stop)
+        else:
+            _feeder(engine, app, settings, job_id=arguments.job).run(stop)
     except DatabaseError as error:
-        print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
-        return ExitCode.DATABASE
+        return _end(error, ExitCode.DATABASE)
     except QueueUnavailable as error:
-        print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
-        return ExitCode.QUEUE
-    queue = QueueSettings()
-    shared = Shared(queue.broker_url.get_secret_value(), queue.queue)
-    Feeder(
+        return _end(error, ExitCode.QUEUE)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)
+        said = "; ".join(f"NIGHTREEL_{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong)
+        return _end(said, ExitCode.USAGE)
+    except (PortTaken, ValueError) as error:
+        return _end(error, ExitCode.USAGE)
+    return ExitCode.OK
+
+
+def _end(why: object, code: ExitCode) -> int:
+    print(f"scheduler: {why}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _feeder(
+    engine: Engine, app: Celery, settings: SchedulerSettings, *, job_id: int | None
+) -> Feeder:
+    shared = _shared()
+    return Feeder(
         engine,
         publisher(app),
-        SchedulerSettings(),
-        job_id=arguments.job,
+        settings,
+        job_id=job_id,
+        name=f"{socket.gethostname()}:{secrets.token_hex(4)}",
         resting=lambda: is_resting(shared),
-    ).run(stop)
-    return ExitCode.OK
+    )
+
+
+def _shared() -> Shared:
+    queue = QueueSettings()
+    return Shared(queue.broker_url.get_secret_value(), queue.queue)
+
+
+def _serve_all(  # noqa: PLR0917
+    engine: Engine,
+    app: Celery,
+    settings: SchedulerSettings,
+    service: ServiceSettings,
+    secret: str | None,
+    stop: threading.Event,
+) -> None:
+    from scheduler.metrics import Health, LedgerCollector, serve  # noqa: PLC0415 - of the service
+    from scheduler.notify import Notifier  # noqa: PLC0415 - alone
+
+    feeder = _feeder(engine, app, settings, job_id=None)
+    health = Health()
+    waiting = _shared().waiting
+    serve(service, LedgerCollector(engine, waiting, lambda: feeder.leads), health)
+    # Two schedulers may deliver at once: an event is claimed. A thread of its own, so that a slow
+    # receiver holds up nobody; what it had taken comes due again.
+    threading.Thread(
+        target=Notifier(engine, secret).run, args=(stop,), name="webhooks", daemon=True
+    ).start()
+    feeder.run(stop, health)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -152,13 +151,3 @@ def _look(path: str) -> ArchiveFile | Unreadable:
     if not os.path.isfile(path):
         return Unreadable(path, "is not a regular file")
     return ArchiveFile(path, found.st_size, found.st_mtime_ns)
-
-
-def content_id(path: str) -> str:
-    """Return the SHA-256 of the file's bytes, in hex: the identity of a video, wherever it lies.
-
-    The whole file is hashed, because results are kept for years under this name and a sampled
-    hash would take a repaired file for the damaged one. Raises OSError.
-    """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,37 +12,51 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Table
 
 from scheduler.settings import SchedulerSettings
 from storage import ledger
 from storage.database import DatabaseUnavailable, with_retries
-from workers.app import CLASSIFY_RANGE
+from storage.schema import probes, tasks
+from workers import logs
+from workers.app import CLASSIFY_RANGE, PROBE_FILE
+
+if TYPE_CHECKING:
+    from scheduler.metrics import Health
 
 log = logging.getLogger(__name__)
 
 BROKER_REST_S = 2.0
+LEAD = "scheduler"
+PROBES_SHARE = 4
+"""Files in the queue to be probed are at most this part of the window: as many as there are worker
+processes, so that planning runs ahead of work and a slow disk does not take all workers."""
 
 
 class QueueUnavailable(Exception):
     """The queue cannot be reached; the message names the address without its password."""
 
 
-def publisher(app: Celery) -> Callable[[Sequence[int]], None]:
-    """Return what sends task ids to the queue; it raises QueueUnavailable where it cannot."""
+Publish = Callable[[str, Sequence[int]], None]
+"""Sends the ids of rows as messages of a Celery task of that name."""
 
-    def publish(task_ids: Sequence[int]) -> None:
+
+def publisher(app: Celery) -> Publish:
+    """Return what sends ids to the queue; it raises QueueUnavailable where it cannot."""
+
+    def publish(name: str, ids: Sequence[int]) -> None:
         try:
             with app.producer_pool.acquire(block=True, timeout=10) as producer:
-                for task_id in task_ids:
+                for row_id in ids:
                     app.send_task(
-                        CLASSIFY_RANGE,
-                        args=[task_id],
+                        name,
+                        args=[row_id],
                         producer=producer,
                         ignore_result=True,
                         retry=False,
@@ -87,64 +101,110 @@ class Feeder:
     def __init__(
         self,
         engine: Engine,
-        publish: Callable[[Sequence[int]], None],
+        publish: Publish,
         settings: SchedulerSettings,
         *,
         job_id: int | None = None,
+        name: str = "",
         resting: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`resting` says whether the workers' API is away, so that tasks are better kept."""
+        """Feeds all submitted jobs, or `job_id` alone. Of several that feed all, one leads: each
+        has a `name` of its own. `resting` says whether the workers' API is away, so that tasks are
+        better kept."""
         self._engine = engine
         self._publish = publish
         self._settings = settings
         self._job_id = job_id
+        self._name = name
         self._resting = resting
         self._clock = clock
         self._next_sweep = clock()
         self._rest_until = 0.0
+        self.leads = False
+        """Whether this one leads, or led when it asked last."""
 
     def step(self) -> int:
-        """Sweep if it is time, close, feed once; return the number of tasks published.
+        """Sweep if it is time, close, feed once; return the number of messages published.
 
         Raises DatabaseUnavailable where the database stays away.
         """
         now = self._clock()
+        if not self._leads():
+            return 0
         if now >= self._next_sweep:
             self._next_sweep = now + self._settings.sweep_interval_s
-            swept = with_retries(
-                lambda: ledger.sweep(self._engine, self._settings.queued_timeout_s)
-            )
-            if swept.expired or swept.unqueued or swept.failed:
-                log.info(
-                    "swept: %d leases expired, %d messages unanswered, %d tasks failed",
-                    swept.expired,
-                    swept.unqueued,
-                    swept.failed,
-                )
+            self._sweep()
+        if self._job_id is None:
+            for job_id in with_retries(lambda: ledger.finish_probed(self._engine)):
+                with logs.about(job=job_id):
+                    log.info("all files are probed")
         for closed in with_retries(lambda: ledger.close_finished(self._engine, self._job_id)):
-            log.info("job %d: video %d is %s", closed.job_id, closed.video_id, closed.state)
-        if now < self._rest_until or self._resting():
+            with logs.about(job=closed.job_id, video=closed.video_id):
+                log.info("the video is %s", closed.state)
+        return self._feed(now)
+
+    def _leads(self) -> bool:
+        if self._job_id is not None:
+            return True
+        lease_s = self._settings.leader_lease_s
+        leads = with_retries(lambda: ledger.lead(self._engine, LEAD, self._name, lease_s))
+        if leads != self.leads:
+            self.leads = leads
+            log.info("this scheduler leads" if leads else "another scheduler leads; waiting")
+        return leads
+
+    def _sweep(self) -> None:
+        swept = with_retries(lambda: ledger.sweep(self._engine, self._settings.queued_timeout_s))
+        if swept.expired or swept.unqueued or swept.failed:
+            log.info(
+                "swept: %d leases expired, %d messages unanswered, %d failed",
+                swept.expired,
+                swept.unqueued,
+                swept.failed,
+            )
+
+    def _feed(self, now: float) -> int:
+        if now < self._rest_until:
             return 0
+        published = 0
+        if self._job_id is None:
+            most = max(1, self._settings.window // PROBES_SHARE)
+            probe_ids = with_retries(lambda: ledger.feed_probes(self._engine, most))
+            published += self._send(PROBE_FILE, probe_ids, probes, now)
+        if self._resting():
+            return published
         task_ids = with_retries(
             lambda: ledger.feed(self._engine, self._settings.window, self._job_id)
         )
-        if not task_ids:
+        return published + self._send(CLASSIFY_RANGE, task_ids, tasks, now)
+
+    def _send(self, name: str, ids: Sequence[int], table: Table, now: float) -> int:
+        if not ids:
             return 0
         try:
-            self._publish(task_ids)
+            self._publish(name, ids)
         except QueueUnavailable as error:
-            log.warning("%s; %d tasks wait in the ledger", error, len(task_ids))
-            with_retries(lambda: ledger.unqueue(self._engine, task_ids))
+            log.warning("%s; %d messages wait in the ledger", error, len(ids))
+            with_retries(lambda: ledger.unqueue(self._engine, ids, table))
             self._rest_until = now + BROKER_REST_S
             return 0
-        return len(task_ids)
+        return len(ids)
 
-    def run(self, stop: threading.Event) -> None:
-        """Step until `stop` is set. A database that is away is waited for."""
+    def run(self, stop: threading.Event, health: Health | None = None) -> None:
+        """Step until `stop` is set, and tell `health`. A database that is away is waited for."""
         while not stop.is_set():
             try:
                 self.step()
             except DatabaseUnavailable as error:
                 log.warning("%s; waiting for it", error)
+                if health is not None:
+                    health.troubled(str(error))
+            else:
+                if health is not None:
+                    health.stepped()
             stop.wait(self._settings.feed_interval_s)
+        if self.leads:
+            # Another need not wait for the lease. Where the database is away, it will.
+            with suppress(DatabaseUnavailable):
+                ledger.step_down(self._engine, LEAD, self._name)

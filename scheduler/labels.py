@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,14 +12,19 @@ from typing import NoReturn
 import yaml
 
 from storage.records import Fit, Label, LabelSet
+from workers.calls import prompts_of
 
 SEASONS = ("Winter Season", "Autumn Season", "Spring Season", "Summer Season", "something else")
 """The label set of a run that names none."""
 MOST_LABELS = 1000
-LONGEST_PROMPT = 300
-"""Characters; CLIP reads 77 tokens, and English text of that length has more."""
+LONGEST_PROMPT = 1000
+"""Characters, far more than 77 tokens hold; whether a shorter prompt fits, only the API knows."""
+SURELY_FITS_BYTES = 75
+"""CLIP reads 77 tokens: two marks, and others that cover at least a byte of the text each."""
 MOST_EXAMPLES = 500
 LONGEST_FILE_BYTES = 4 << 20
+SHOWN_CHARACTERS = 80
+"""Of a label or prompt, in a message."""
 
 LoadPicture = Callable[[bytes], bytes]
 """From a picture file's bytes to a JPEG as the model reads it; ValueError says what is wrong."""
@@ -41,7 +47,7 @@ def label_set_of(texts: Sequence[str], name: str = "labels") -> LabelSet:
         if len(label.name) > LONGEST_PROMPT:
             raise LabelsError(
                 f"the label {label.name[:40]!r}... has {len(label.name)} characters: "
-                f"the model reads at most {LONGEST_PROMPT}"
+                "CLIP reads 77 tokens, about as many words; write a shorter one"
             )
     _check_together(labels, "labels", lambda _: "")
     return LabelSet(name, tuple(labels))
@@ -65,6 +71,38 @@ def picture_loader(size: int, fit: Fit) -> LoadPicture:
     from workers.footage.picture import encode_jpeg, load_picture  # noqa: PLC0415 - loads OpenCV
 
     return lambda data: encode_jpeg(load_picture(data, size, fit))
+
+
+def may_not_fit(labels: LabelSet) -> tuple[str, ...]:
+    """Return the prompts that could be more than CLIP reads, each once: usual ones never are."""
+    return tuple(p for p in prompts_of(labels) if _cleaned_bytes(p) > SURELY_FITS_BYTES)
+
+
+def check_fit(
+    labels: LabelSet, refused: Callable[[Sequence[str]], Sequence[tuple[str, str]]]
+) -> None:
+    """Refuse a label set with a prompt that the API does not take, before anything is recorded.
+
+    `refused` returns those of the texts that are not taken, each with the reason
+    (`ApiClient.refused_texts`); it is asked only where `may_not_fit` finds any. Raises LabelsError
+    that names label and prompt, and whatever `refused` raises.
+    """
+    doubtful = may_not_fit(labels)
+    for text, why in refused(doubtful) if doubtful else ():
+        name = next(label.name for label in labels.labels if text in label.prompts)
+        prompt = f", prompt {_shown(text)}" if text != name else ""
+        raise LabelsError(f"the label {_shown(name)}{prompt}: {why}; write a shorter one")
+
+
+def _cleaned_bytes(text: str) -> int:
+    """UTF-8 bytes of a text as CLIP's tokeniser sees it, or as it stands where that is longer."""
+    cleaned = unicodedata.normalize("NFC", text).lower()
+    return max(len(cleaned.encode()), len(text.encode()))
+
+
+def _shown(text: str) -> str:
+    cut = "..." * (len(text) > SHOWN_CHARACTERS)
+    return f"{text[:SHOWN_CHARACTERS]!r}{cut}"
 
 
 class _Reader:
@@ -169,8 +207,8 @@ class _Reader:
         if len(text) > LONGEST_PROMPT:
             self.fail(
                 node,
-                f"a prompt of {len(text)} characters: the model reads about 77 words, "
-                f"keep it under {LONGEST_PROMPT} characters",
+                f"a prompt of {len(text)} characters: CLIP reads 77 tokens, about as many words; "
+                "write a shorter one",
             )
         return text
 

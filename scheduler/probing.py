@@ -14,51 +14,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 
-from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo
+from storage.records import Sampling
+from workers.probing import Asked, Probed, probe_and_plan
 
 STOP_POLL_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A file to probe."""
-
-    file: ArchiveFile
-    content_id: str | None
-    """Its identity where that is known, so that it need not be hashed again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """A file's content identity, and its plan or the reason why it has none."""
-
-    file: ArchiveFile
-    content_id: str | None
-    """None where the file's bytes could not be read."""
-    info: VideoInfo | None
-    ranges: tuple[FrameRange, ...]
-    kind: str = ""
-    reason: str = ""
-
-
-def probe_and_plan(asked: Asked, sampling: Sampling, task_us: int) -> Probed:
-    """Hash, index and plan one file. Never raises for what the file is."""
-    from scheduler.archive import content_id  # noqa: PLC0415 - what follows loads FFmpeg
-    from scheduler.plan import plan  # noqa: PLC0415
-    from workers.footage.probe import Rejected, probe  # noqa: PLC0415
-
-    file, identity = asked.file, asked.content_id
-    try:
-        identity = identity or content_id(file.path)
-        info, index = probe(file.path)
-        return Probed(file, identity, info, tuple(plan(info, index, sampling, task_us)))
-    except Rejected as error:
-        return Probed(file, identity, None, (), str(error.kind), str(error))
-    except OSError as error:
-        return Probed(file, identity, None, (), "unreadable", f"cannot be read: {error.strerror}")
 
 
 def probe_all(

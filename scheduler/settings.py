@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path
+
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -15,10 +17,39 @@ class SchedulerSettings(BaseSettings):
         default=60, ge=1, description="seconds of video in a task, cut at the next keyframe"
     )
     window: int = Field(
-        default=64, ge=1, description="most tasks queued or running at once; 4 a worker process"
+        default=64,
+        ge=1,
+        description="most tasks queued or running at once, 4 a worker process; beside them a "
+        "quarter as many files to be probed",
     )
     feed_interval_s: float = Field(default=0.5, gt=0, description="seconds between feeds")
     sweep_interval_s: float = Field(default=10.0, gt=0, description="seconds between sweeps")
     queued_timeout_s: int = Field(
         default=120, ge=1, description="seconds after which a message nobody took is sent again"
     )
+    leader_lease_s: float = Field(
+        default=15.0,
+        gt=0,
+        description="seconds after which another scheduler takes over from one that is gone",
+    )
+    notify_secret: SecretStr | None = Field(
+        default=None, description="secret that signs what is sent to `--notify` addresses"
+    )
+    notify_secret_file: Path | None = Field(
+        default=None, description="file that holds that secret instead"
+    )
+
+    def secret(self) -> str | None:
+        """What signs webhooks, from the environment or from the secret file; None where none is
+        set. ValueError where the file cannot be read."""
+        if self.notify_secret is not None:
+            return self.notify_secret.get_secret_value().strip() or None
+        if self.notify_secret_file is None:
+            return None
+        try:
+            return self.notify_secret_file.read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"the secret file {self.notify_secret_file} cannot be read "
+                f"({type(error).__name__}): check NIGHTREEL_NOTIFY_SECRET_FILE"
+            ) from error

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from scheduler.archive import Unreadable
-from scheduler.probing import Asked, Probed, probe_all
+from scheduler.probing import probe_all
 from storage import ledger
 from storage.database import with_retries
 from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling
+from workers.probing import Asked, Probed, register
 
 MICROSECONDS = 1_000_000
 
@@ -29,15 +30,22 @@ def job_spec(
     labels: LabelSet,
     model: str,
     notice: str | None,
+    name: str | None = None,
+    idempotency_key: str | None = None,
 ) -> JobSpec:
     """Return the job that these settings ask for.
 
     Its key is a digest of all that decides its results and of the names as given (folders, globs,
-    manifests), so that the same command finds its job again and another command is another job.
+    manifests), so that the same command finds its job again and another command is another job. An
+    `idempotency_key` stands for it where it is given.
     """
     asked = [list(names), str(sampling), str(fit), top_n, labels.digest, model]
-    key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-    return JobSpec(key, labels.name, sampling, fit, top_n, labels, model, notice)
+    request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    key = request
+    if idempotency_key is not None:
+        key = f"chosen:{hashlib.sha256(idempotency_key.encode()).hexdigest()}"
+    name = name or labels.name
+    return JobSpec(key, name, sampling, fit, top_n, labels, model, notice, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,7 @@ def submit(
         if stop.is_set():
             return
         if isinstance(file, Unreadable):
-            yield _reject_unread(engine, job_id, file.path, "unreadable", file.reason)
+            yield _reject(engine, job_id, file)
             continue
         found = _from_the_database(engine, job_id, sampling, file)
         if isinstance(found, Submitted):
@@ -80,6 +88,16 @@ def submit(
     task_us = task_seconds * MICROSECONDS
     for probed in probe_all(unknown, sampling, task_us, processes=processes, stop=stop):
         yield _record(engine, job_id, probed)
+
+
+def _reject(engine: Engine, job_id: int, file: Unreadable) -> Submitted:
+    path_raw = os.fsencode(file.path)
+    return Submitted(
+        with_retries(
+            lambda: ledger.reject_unread(engine, job_id, path_raw, "unreadable", file.reason)
+        ),
+        False,
+    )
 
 
 def _from_the_database(
@@ -103,31 +121,16 @@ def _from_the_database(
 def _record(engine: Engine, job_id: int, probed: Probed) -> Submitted:
     identity, info = probed.content_id, probed.info
     if identity is None:
-        return _reject_unread(engine, job_id, probed.file.path, probed.kind, probed.reason)
-    video_id = with_retries(lambda: ledger.register_file(engine, probed.file, identity))
-    _forget_where_it_was(engine, video_id)
+        path_raw, kind, reason = probed.file.path_raw, probed.kind, probed.reason
+        return Submitted(
+            with_retries(lambda: ledger.reject_unread(engine, job_id, path_raw, kind, reason)),
+            False,
+        )
+    video_id = register(engine, probed.file, identity)
     if info is None:
         with_retries(
             lambda: ledger.reject_video(engine, job_id, video_id, probed.kind, probed.reason)
         )
     else:
         with_retries(lambda: ledger.plan_video(engine, job_id, video_id, info, probed.ranges))
-    return Submitted(video_id, False)
-
-
-def _forget_where_it_was(engine: Engine, video_id: int) -> None:
-    """A moved file lies at one place: the name it had before is no copy."""
-    known = with_retries(lambda: ledger.places(engine, video_id))
-    gone = [name for name in known if not os.path.lexists(name)]
-    if gone and len(gone) < len(known):
-        with_retries(lambda: ledger.forget_places(engine, video_id, gone))
-
-
-def _reject_unread(engine: Engine, job_id: int, path: str, kind: str, reason: str) -> Submitted:
-    """Reject a file whose content, and so its identity, is unknown. It stands under its name, with
-    a size no file has, so that every run looks at it anew."""
-    file = ArchiveFile(path, -1, -1)
-    named = hashlib.sha256(file.path_raw).hexdigest()
-    video_id = with_retries(lambda: ledger.register_file(engine, file, f"unread:{named}"))
-    with_retries(lambda: ledger.reject_video(engine, job_id, video_id, kind, reason))
     return Submitted(video_id, False)

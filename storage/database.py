@@ -26,6 +26,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from storage.dialect import lock_ledger, one_line
+from storage.settings import StorageSettings
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ def connect(url: str) -> Engine:
         case "sqlite" | "sqlite+pysqlite":
             return _connect_sqlite(parsed)
         case "postgres" | "postgresql" | "postgresql+psycopg":
-            return _connect_postgresql(parsed)
+            return _connect_postgresql(_with_password(parsed))
     raise BadDatabaseUrl(
         f"databases of kind {parsed.drivername!r} are not supported: "
         "set NIGHTREEL_DATABASE_URL to sqlite:///FILE or postgresql://USER@HOST/NAME"
@@ -98,7 +99,9 @@ def _connect_sqlite(url: URL) -> Engine:
             "set NIGHTREEL_DATABASE_URL to sqlite:///FILE"
         )
     engine = create_engine(
-        url.set(drivername="sqlite+pysqlite"), connect_args={"timeout": BUSY_TIMEOUT_S}
+        url.set(drivername="sqlite+pysqlite"),
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+        hide_parameters=True,  # file names and pictures are no part of a message
     )
 
     @event.listens_for(engine, "connect")
@@ -120,6 +123,20 @@ def _connect_sqlite(url: URL) -> Engine:
     return engine
 
 
+def _with_password(url: URL) -> URL:
+    """The address with the password of the secret file, if there is one and it names none."""
+    file = StorageSettings().database_password_file
+    if file is None or url.password is not None:
+        return url
+    try:
+        return url.set(password=file.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadDatabaseUrl(
+            f"the database's password file {file} cannot be read ({type(error).__name__}): "
+            "check NIGHTREEL_DATABASE_PASSWORD_FILE"
+        ) from None
+
+
 def _connect_postgresql(url: URL) -> Engine:
     # A dead server must not hold a worker for the kernel's quarter of an hour.
     timeouts = {
@@ -130,7 +147,8 @@ def _connect_postgresql(url: URL) -> Engine:
     return create_engine(
         url.set(drivername="postgresql+psycopg").update_query_dict(
             {name: value for name, value in timeouts.items() if name not in url.query}
-        )
+        ),
+        hide_parameters=True,
     )
 
 

@@ -358,6 +358,9 @@ class JobSpec:
     """Name and version of the model that embeds, as results are keyed by."""
     notice: str | None
     """What every reader of the results must be told (a coarse engine), or None."""
+    request: str = ""
+    """Digest of all that decides the results and of the names as given: what must be equal where
+    the key is a person's choice."""
 
 
 class VideoState(StrEnum):

@@ -8,6 +8,8 @@ times of their samples) is keyed by content, sampling, fit and model, so that jo
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -156,6 +158,16 @@ jobs = Table(
     Column("label_set_id", _Id, ForeignKey("label_sets.id"), nullable=False),
     Column("model", StorableText, nullable=False),
     Column("notice", StorableText),
+    # Digest of all that was asked, where the key is one that a person chose.
+    Column("request", StorableText, nullable=False),
+    Column("tag", StorableText),
+    # Fed by the scheduler service; others by the run that opened them.
+    Column("submitted", Boolean, nullable=False),
+    # Length of a task in the plans of workers.
+    Column("task_us", BigInteger, nullable=False),
+    # Tasks fed over the job's weight: whose is least is fed next (storage.ledger.feeding).
+    Column("served", Double, nullable=False),
+    Column("notify_url", StorableText),
     Column("pause_kind", StorableText),
     Column("pause_reason", StorableText),
     Column("created_ms", BigInteger, nullable=False),
@@ -180,6 +192,39 @@ job_videos = Table(
     PrimaryKeyConstraint("job_id", "video_id"),
 )
 
+
+def _work() -> list[Column[Any]]:
+    """What every unit of work has: its place in the ledger's protocol."""
+    return [
+        Column("state", StorableText, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        # Counts claims: whoever holds an older one can write nothing.
+        Column("fence", Integer, nullable=False),
+        Column("not_before_ms", BigInteger, nullable=False),
+        Column("queued_ms", BigInteger),
+        Column("lease_until_ms", BigInteger),
+        # When it ended: done, failed or cancelled.
+        Column("done_ms", BigInteger),
+        Column("worker", StorableText),
+        Column("error_kind", StorableText),
+        Column("error", StorableText),
+    ]
+
+
+probes = Table(
+    "probes",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("job_id", _Id, ForeignKey("jobs.id"), nullable=False),
+    # A file to be read and planned, as it was when it was listed.
+    Column("path_sha256", LargeBinary, nullable=False),
+    Column("path_raw", LargeBinary, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("mtime_ns", BigInteger, nullable=False),
+    *_work(),
+    UniqueConstraint("job_id", "path_sha256"),
+)
+
 tasks = Table(
     "tasks",
     metadata,
@@ -192,16 +237,7 @@ tasks = Table(
     Column("start_us", BigInteger, nullable=False),
     Column("end_us", BigInteger, nullable=False),
     Column("plan", StorableText, nullable=False),
-    Column("state", StorableText, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("fence", Integer, nullable=False),
-    Column("not_before_ms", BigInteger, nullable=False),
-    Column("queued_ms", BigInteger),
-    Column("lease_until_ms", BigInteger),
-    Column("done_ms", BigInteger),
-    Column("worker", StorableText),
-    Column("error_kind", StorableText),
-    Column("error", StorableText),
+    *_work(),
     # Of a done task: what it found.
     Column("samples", Integer, nullable=False),
     Column("gap_us", BigInteger, nullable=False),
@@ -334,6 +370,31 @@ usage = Table(
     PrimaryKeyConstraint("job_id", "task_id", "fence"),
 )
 
+leaders = Table(
+    "leaders",
+    metadata,
+    Column("name", StorableText, primary_key=True),
+    Column("holder", StorableText, nullable=False),
+    Column("until_ms", BigInteger, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", StorableText, primary_key=True),
+    # No foreign key: what is to be told outlives a job that is purged.
+    Column("job_id", _Id, nullable=False, index=True),
+    Column("kind", StorableText, nullable=False),
+    Column("url", StorableText, nullable=False),
+    Column("body", StorableText, nullable=False),
+    Column("state", StorableText, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("not_before_ms", BigInteger, nullable=False),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("delivered_ms", BigInteger),
+    Column("error", StorableText),
+)
+
 
 def _written(state: str) -> ColumnElement[str]:
     # A partial index serves only a query that spells out the same condition: no bound parameters.
@@ -346,17 +407,29 @@ def _in_states(table: Table, *states: str) -> ColumnElement[bool]:
     return table.c.state.in_([_written(state) for state in states])
 
 
-PENDING = _in_states(tasks, TaskState.PENDING)
-IN_FLIGHT = _in_states(tasks, TaskState.QUEUED, TaskState.LEASED)
-OPEN = _in_states(tasks, TaskState.PENDING, TaskState.QUEUED, TaskState.LEASED)
-"""Conditions on `tasks` as its partial indexes spell them."""
+def pending(table: Table) -> ColumnElement[bool]:
+    """Condition on `tasks` or `probes`, as its partial index spells it."""
+    return _in_states(table, TaskState.PENDING)
+
+
+def in_flight(table: Table) -> ColumnElement[bool]:
+    """Condition on `tasks` or `probes`, as its partial index spells it."""
+    return _in_states(table, TaskState.QUEUED, TaskState.LEASED)
+
+
+def still_open(table: Table) -> ColumnElement[bool]:
+    """Condition on `tasks` or `probes`, as its partial index spells it."""
+    return _in_states(table, TaskState.PENDING, TaskState.QUEUED, TaskState.LEASED)
+
+
+PENDING, IN_FLIGHT, OPEN = pending(tasks), in_flight(tasks), still_open(tasks)
 RUNNING = _in_states(job_videos, VideoState.RUNNING)
 """Condition on `job_videos` as its partial index spells it."""
 
 
-def held(task_id: int, fence: int) -> ColumnElement[bool]:
-    """Condition on `tasks` that the claim of this fence holds."""
-    return (tasks.c.id == task_id) & (tasks.c.fence == fence) & (tasks.c.state == TaskState.LEASED)
+def held(row_id: int, fence: int, table: Table = tasks) -> ColumnElement[bool]:
+    """Condition on `tasks` or `probes` that the claim of this fence holds."""
+    return (table.c.id == row_id) & (table.c.fence == fence) & (table.c.state == TaskState.LEASED)
 
 
 def _partial(name: str, *columns: Column[int], where: ColumnElement[bool]) -> None:
@@ -366,4 +439,7 @@ def _partial(name: str, *columns: Column[int], where: ColumnElement[bool]) -> No
 _partial("ix_tasks_feed", tasks.c.job_id, tasks.c.ordinal, tasks.c.video_id, where=PENDING)
 _partial("ix_tasks_in_flight", tasks.c.lease_until_ms, where=IN_FLIGHT)
 _partial("ix_tasks_open", tasks.c.job_id, tasks.c.video_id, where=OPEN)
+_partial("ix_probes_feed", probes.c.job_id, probes.c.id, where=pending(probes))
+_partial("ix_probes_in_flight", probes.c.lease_until_ms, where=in_flight(probes))
+_partial("ix_probes_open", probes.c.job_id, where=still_open(probes))
 _partial("ix_job_videos_running", job_videos.c.job_id, job_videos.c.video_id, where=RUNNING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -16,4 +18,8 @@ class StorageSettings(BaseSettings):
         default="sqlite:///nightreel.db",
         repr=False,
         description="Database of ledger and results: sqlite:///FILE or postgresql://USER@HOST/NAME",
+    )
+    database_password_file: Path | None = Field(
+        default=None,
+        description="file that holds the database's password, where the address names none",
     )

@@ -4,8 +4,10 @@ committed in."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +91,9 @@ def _rows() -> Select[int, str, str, int, bytes, bytes]:
 def _by_video(
     connection: Connection, query: Select[int, str, str, int, bytes, bytes]
 ) -> Iterator[VideoVectors]:
-    with connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)) as rows:
+    with _fetching_binary(connection):
+        result = connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
+    with result as rows:
         for (video_id, sampling, fit), of_video in groupby(rows, key=lambda row: tuple(row[:3])):
             times, vectors, after = [], [], -1
             for row in of_video:
@@ -106,6 +110,28 @@ def _by_video(
             yield VideoVectors(
                 video_id, sampling, fit, np.concatenate(times), np.concatenate(vectors)
             )
+
+
+@contextmanager
+def _fetching_binary(connection: Connection) -> Iterator[None]:
+    """What is executed within has PostgreSQL send bytes as they are: as hexadecimal text, its
+    default, they take six times as long."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    usual = driver.server_cursor_factory
+
+    def binary(*where: Any, **how: Any) -> Any:
+        cursor = usual(*where, **how)
+        cursor.format = connection.dialect.loaded_dbapi.pq.Format.BINARY
+        return cursor
+
+    driver.server_cursor_factory = binary
+    try:
+        yield
+    finally:
+        driver.server_cursor_factory = usual
 
 
 def text_vector(engine: Engine, model: str, text: str) -> npt.NDArray[np.float32] | None:

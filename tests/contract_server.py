@@ -38,6 +38,12 @@ class ContractServer:
     """The known bug: a list of pictures comes back as one embedding."""
     embeds: bool = True
     """Whether /clip/embed_image exists."""
+    longest_text: int | None = None
+    """Words; a longer text is refused."""
+    most_texts: int | None = None
+    """A longer list of texts is refused."""
+    refusal: int = 500
+    """How texts are refused: 500 without a word, or 400 with one."""
     key: str | None = None
     info: dict[str, Any] = field(default_factory=lambda: {"model": MODEL, "input_size": 64})
     script: list[Misbehaviour] = field(default_factory=list)
@@ -114,6 +120,19 @@ def drip(handler: Handler, _: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
+class TextNotTaken(ValueError):
+    """A text that is too long, or one too many."""
+
+
+def _check_texts(server: ContractServer, texts: list[str]) -> None:
+    if server.most_texts is not None and len(texts) > server.most_texts:
+        raise TextNotTaken("Too many texts.")
+    if server.longest_text is not None:
+        longest = max((len(text.split()) for text in texts), default=0)
+        if longest > server.longest_text:
+            raise TextNotTaken(f"Text too long: {longest} words.")
+
+
 def _work(server: ContractServer, path: str, body: dict[str, Any]) -> Any:
     def image(one: Any) -> list[float]:
         return picture_vector(base64.b64decode(one["value"]))
@@ -130,8 +149,11 @@ def _work(server: ContractServer, path: str, body: dict[str, Any]) -> Any:
         return frame | {"embeddings": vectors[:1] if server.stacks_lists else vectors}
     if path == "/clip/embed_text":
         texts = body["text"] if isinstance(body["text"], list) else [body["text"]]
+        _check_texts(server, texts)
         return frame | {"embeddings": [text_vector(text) for text in texts]}
     typed = body.get("subject_type", "image") == "text"
+    _check_texts(server, body["prompt"])
+    _check_texts(server, [body["subject"]] if typed else [])
     subject = np.array(text_vector(body["subject"]) if typed else image(body["subject"]))
     prompts = [np.array(text_vector(text)) for text in body["prompt"]]
     if len(prompts) > 8:
@@ -183,6 +205,9 @@ def contract_server(**how: Any) -> Iterator[ContractServer]:
                 return
             try:
                 answer_with(200, _work(server, path, body))(self, body)
+            except TextNotTaken as error:
+                said = "Internal error." if server.refusal == 500 else str(error)
+                answer_with(server.refusal, {"message": said})(self, body)
             except ValueError:
                 answer_with(500, {"message": "Internal error."})(self, body)
 

@@ -110,7 +110,7 @@ class Planned:
 
 def planned(engine: Engine, *seconds: int, **changes: object) -> Planned:
     """A job whose planning is finished, with a video of each length."""
-    job = ledger.open_job(engine, spec(**changes))  # type: ignore[arg-type]
+    job = ledger.open_job(engine, spec(**changes), files=())  # type: ignore[arg-type]
     videos = [add_video(engine, job.id, f"v{at}", each) for at, each in enumerate(seconds)]
     ledger.finish_planning(engine, job.id)
     return Planned(job.id, videos)

@@ -98,10 +98,8 @@ def test_other_labels_send_no_picture_and_decode_nothing(morning: Morning) -> No
     assert (code, again, len(morning.api.requests)) == (0, rows, calls)
     assert morning.asked("summary", "--job", "1")[1] == before
     assert morning.asked("summary", "--job", "2")[1] == rows
-    statuses = morning.asked("status")[1]
-    assert next((row["job"], row["state"], row["image_calls"]) for row in statuses) == (
-        2, "closed", 0,
-    )  # fmt: skip
+    status = morning.asked("status")[1]
+    assert (status["job"], status["state"], status["image_calls"]) == (2, "closed", 0)
     assert morning.asked("flags", "--job", "2")[0] == 4
 
 

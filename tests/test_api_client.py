@@ -19,7 +19,7 @@ from contract_server import (
 )
 
 from storage.records import Label, LabelSet
-from workers.api import ApiClient, FrameRefused, JobPaused, JobStopped, Outage
+from workers.api import ApiClient, FrameRefused, JobPaused, JobStopped, Outage, TextRefused
 from workers.classify import LabelVectors, embed_labels, predictions_of, prompt_weights
 from workers.footage.picture import encode_jpeg
 from workers.settings import WorkerSettings
@@ -252,6 +252,82 @@ def test_a_500_for_one_picture_is_that_pictures_fault(server: ContractServer) ->
     api.endpoint()
     (answer,) = api.embed_images([b"this is no JPEG"])
     assert isinstance(answer, FrameRefused)
+
+
+LONG = "a very long prompt " * 30
+
+
+@pytest.mark.parametrize("refusal", [400, 422, 500])
+def test_a_text_that_is_refused_is_named(server: ContractServer, refusal: int) -> None:
+    """Where an endpoint answers other texts, the one that it refuses stops the job with one line
+    that names it; those beside it are not blamed."""
+    server.longest_text, server.refusal = 10, refusal
+    with pytest.raises(TextRefused) as caught:
+        client(server).embed_texts(["a", "b", LONG, "c"])
+    assert caught.value.text == LONG
+    assert f"the prompt '{LONG[:80]}'... is refused (the API answers {refusal}:" in str(
+        caught.value
+    )
+    assert "NIGHTREEL" not in str(caught.value)
+    assert isinstance(caught.value, JobStopped)
+
+
+@pytest.mark.parametrize("refusal", [400, 500])
+def test_a_prompt_that_is_refused_is_named_by_comparison_too(
+    server: ContractServer, refusal: int
+) -> None:
+    """Where texts are compared with pictures or with each other, the same line says which of them
+    is not taken, and no picture is blamed."""
+    server.longest_text, server.refusal = 10, refusal
+    api = client(server, api_way="compare")
+    prompts = [*(f"prompt {n}" for n in range(10)), LONG]
+    with pytest.raises(TextRefused, match="the prompt 'a very long prompt"):
+        api.compare(pictures(1)[0], prompts)
+    for subject, others in ((LONG, ["a", "b"]), ("a", prompts)):
+        with pytest.raises(TextRefused) as caught:
+            api.compare_texts(subject, others)
+        assert caught.value.text == LONG
+
+
+def test_a_list_of_texts_that_is_not_taken_is_halved(server: ContractServer) -> None:
+    """An endpoint that takes two texts at once gives the same vectors as one that takes all."""
+    texts = [f"text {n}" for n in range(7)]
+    together = client(server).embed_texts(texts)
+    server.most_texts = 2
+    assert np.array_equal(client(server).embed_texts(texts), together)
+
+
+@pytest.mark.parametrize("status", [400, 500, 503])
+def test_trouble_with_every_text_is_no_texts_fault(server: ContractServer, status: int) -> None:
+    """An endpoint that answers no text is away, or asks for a key; no prompt is blamed."""
+    server.always = answer_with(status, {"message": "no"})
+    for way in ("embed", "compare"):
+        api = client(server, api_way=way)
+        with pytest.raises(JobStopped if status == 400 else Outage) as caught:
+            api.compare_texts("a", ["b", "c"]) if way == "compare" else api.embed_texts(["a", "b"])
+        assert not isinstance(caught.value, TextRefused)
+        assert len(api.waits) < 12  # type: ignore[attr-defined]
+
+
+def test_a_500_that_passes_blames_no_text(server: ContractServer) -> None:
+    """Should the endpoint come back while it is asked about a plain text, the text is asked for
+    once more."""
+    server.script = [answer_with(500, {"message": "Internal error."})] * 2
+    assert len(client(server).embed_texts(["a"])) == 1
+
+
+@pytest.mark.parametrize("way", ["embed", "compare"])
+def test_texts_that_are_refused_can_be_asked_for(server: ContractServer, way: str) -> None:
+    """All refused texts are told at once, each with the API's word; one call where there are none,
+    and none at all for no text."""
+    api = client(server, api_way=way)
+    assert api.refused_texts([]) == []
+    assert server.requests == []
+    assert api.refused_texts(["a", LONG]) == []
+    assert len(server.requests) == 1
+    server.longest_text, server.refusal = 10, 400
+    why = "the API answers 400: Text too long: 120 words."
+    assert api.refused_texts(["a", LONG, "b", "c"]) == [(LONG, why)]
 
 
 @pytest.mark.parametrize(

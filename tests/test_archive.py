@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.archive import ArchiveError, Unreadable, content_id, find
+from scheduler.archive import ArchiveError, Unreadable, find
 from storage.records import ArchiveFile
+from workers.probing import content_id
 
 
 def tree(root: Path, *names: str) -> None:

@@ -13,11 +13,11 @@ import av
 import pytest
 from footage_files import CLIPS, HARD_FILES, MEDIA, VARIANTS, needs_media, needs_variants, variants
 
-from scheduler.plan import plan
 from storage.records import Fit, Gap, GapKind, Sampling, SamplingMode, VideoInfo
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.index import Index
 from workers.footage.picture import Renderer
+from workers.footage.plan import plan
 from workers.footage.probe import Rejected, probe
 
 __all__ = ["variants"]
@@ -236,7 +236,7 @@ def test_several_goes_from_the_start_give_what_one_gives(
     path = variants / name
     info, index = probe(os.fspath(path))
     _count, whole = read_all(path, info, index, sampling)
-    monkeypatch.setattr("scheduler.plan.MOST_SAMPLES", -(-len(whole) // 3))
+    monkeypatch.setattr("workers.footage.plan.MOST_SAMPLES", -(-len(whole) // 3))
     count, parts = read_all(path, info, index, sampling)
     assert count == 3
     assert [shown(result) for result in parts] == [shown(result) for result in whole]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from footage_files import Picture, damaged, encode, frames, replaced, scenery, x264
 
-from scheduler.plan import plan
 from storage.records import Fit, FrameRange, Gap, GapKind, Sampling, SamplingMode
 from workers.footage.decode import DecodedSample, FootageError, read_range
 from workers.footage.picture import Renderer
+from workers.footage.plan import plan
 from workers.footage.probe import probe
 from workers.footage.watchdog import watched
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from footage_files import Picture, encode, patch, scenery, x264
 
-from scheduler.plan import plan
 from storage.records import Fit, Sampling, SamplingMode
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.duplicates import Duplicates, is_audited, is_duplicate, thumbnail
+from workers.footage.plan import plan
 from workers.footage.probe import probe
 from workers.footage.sample import DUPLICATE_WINDOW
 

@@ -15,10 +15,10 @@ from av.video.reformatter import ColorRange, Colorspace
 from footage_files import Picture, encode, frames, patch, x264
 from PIL import Image
 
-from scheduler.plan import plan
 from storage.records import Fit, Sampling, VideoInfo
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.picture import encode_jpeg, load_picture, tiles, tone_mapped
+from workers.footage.plan import plan
 from workers.footage.probe import probe
 
 SIZE = 48

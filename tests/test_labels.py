@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from scheduler.labels import SEASONS, LabelsError, label_set_of, read_labels, seasons
+from scheduler.labels import (
+    SEASONS,
+    LabelsError,
+    check_fit,
+    label_set_of,
+    may_not_fit,
+    read_labels,
+    seasons,
+)
+from storage.records import Label, LabelSet
 
 
 def loader(data: bytes) -> bytes:
@@ -84,7 +94,7 @@ def test_the_digest_follows_the_content_alone(tmp_path: Path) -> None:
             3,
             "no usable example picture: it is not a picture",
         ),
-        ("- a\n- " + "long " * 100, 2, "characters"),
+        ("- a\n- " + "long " * 300, 2, "characters"),
         ("- a\n- ''", 2, "a text is expected"),
         ("- a\n- b: [", 2, "not valid YAML"),
         ("name: x\nlabels: []", 2, "empty or missing list"),
@@ -135,7 +145,7 @@ def test_the_default_is_the_seasons() -> None:
         ["only one"],
         ["a", "a"],
         ["a", " "],
-        ["a", "b" * 301],
+        ["a", "b" * 1001],
         ["a", "two\nlines"],
         ["a", "\x1b[31m"],
         ["a", "\udcff"],
@@ -145,3 +155,43 @@ def test_labels_that_cannot_be_compared_are_refused(texts: list[str]) -> None:
     """One label, a repeated one, an empty one and one too long for the model are mistakes."""
     with pytest.raises(LabelsError):
         label_set_of(texts)
+
+
+def test_only_a_long_prompt_may_not_fit() -> None:
+    """A text of at most 75 bytes as the tokeniser reads it is at most 77 tokens; beyond that nobody
+    knows without the vocabulary."""
+    fits = ["a" * 75, "\u00e9" * 37, "\u0130" * 25]
+    may_not = ["a" * 76, "\u00e9" * 38, "\u0130" * 26]  # a capital dotted i grows in lower case
+    assert may_not_fit(label_set_of([*fits, *may_not])) == tuple(may_not)
+
+
+def test_prompts_that_surely_fit_cost_no_question() -> None:
+    """Usual labels are not asked about."""
+
+    def nobody(_: Sequence[str]) -> list[tuple[str, str]]:
+        raise AssertionError
+
+    check_fit(seasons(), nobody)
+
+
+def test_a_prompt_that_the_api_refuses_is_a_mistake_of_its_label() -> None:
+    """One line names the label, the prompt and what the API says; only doubtful prompts are
+    asked about, once each."""
+    long = "one after another " * 10
+    asked = []
+
+    def refused(texts: Sequence[str]) -> list[tuple[str, str]]:
+        asked.append(tuple(texts))
+        return [(long, "the API answers 400: 90 tokens")]
+
+    labels = LabelSet("two", (Label("queue", ("short", long)), Label("rest", ("else", long))))
+    with pytest.raises(LabelsError) as caught:
+        check_fit(labels, refused)
+    assert asked == [(long,)]
+    assert str(caught.value) == (
+        f"the label 'queue', prompt '{long[:80]}'...: the API answers 400: 90 tokens; "
+        "write a shorter one"
+    )
+    with pytest.raises(LabelsError, match=r"^the label 'one after another one .*'\.\.\.: the API"):
+        check_fit(label_set_of([long, "a"]), lambda texts: [(texts[0], "the API answers 500")])
+    check_fit(labels, lambda _: [])

@@ -29,7 +29,7 @@ from rows import (
     spec,
     work,
 )
-from sqlalchemy import Engine, Table, event, func, insert, select, text, update
+from sqlalchemy import Engine, Table, event, func, select, text, update
 
 from storage import ledger, results
 from storage.coverage import coverage
@@ -105,7 +105,7 @@ def test_a_hostile_name_is_stored_and_opened(engine: Engine, name: str) -> None:
     """Bytes that are no text, control characters and great length: the worker gets the very bytes,
     people get printable text."""
     odd = ArchiveFile(name, 1, 1)
-    job = ledger.open_job(engine, spec())
+    job = ledger.open_job(engine, spec(), files=())
     video_id = ledger.register_file(engine, odd, "content")
     assert ledger.known_video(engine, odd) == video_id
     ledger.plan_video(engine, job.id, video_id, info(RANGE), ranges(RANGE))
@@ -201,16 +201,60 @@ def test_low_ranges_of_all_videos_come_first(engine: Engine) -> None:
     assert order == [(a, 0), (b, 0), (c, 0), (a, 1), (b, 1), (a, 2), (a, 3), (a, 4)]
 
 
-def test_jobs_go_by_priority_then_by_age(engine: Engine) -> None:
-    """The urgent job is fed first, then the older one; or the one that is asked for alone."""
-    jobs = []
-    for key, priority in (("old", 0), ("new", 0), ("urgent", 5)):
-        job = ledger.open_job(engine, spec(key), priority=priority)
-        add_video(engine, job.id, key, RANGE)
-        jobs.append(job.id)
-    old, new, urgent = jobs
-    assert [task(engine, one).job_id for one in ledger.feed(engine, 2)] == [urgent, old]
-    assert [task(engine, one).job_id for one in ledger.feed(engine, 1, new)] == [new]
+def submitted(engine: Engine, key: str, tasks_of_it: int, priority: int = 0) -> int:
+    """A job that the scheduler service feeds, of one video."""
+    job = ledger.open_job(engine, spec(key), priority=priority, files=())
+    add_video(engine, job.id, key, tasks_of_it * RANGE)
+    return job.id
+
+
+def fed_by_job(engine: Engine, rounds: int, window: int) -> Counter[int]:
+    """How many tasks of each job are fed while workers finish all that is fed."""
+    counts: Counter[int] = Counter()
+    for _ in range(rounds):
+        for task_id in ledger.feed(engine, window):
+            claim = claimed(engine, task_id)
+            counts[claim.job_id] += 1
+            assert results.commit(engine, task_id, claim.fence, found(claim))
+    return counts
+
+
+def test_jobs_share_by_priority(engine: Engine) -> None:
+    """A step of priority doubles a job's share, and the least urgent one is served all the same."""
+    usual, urgent, late = (
+        submitted(engine, key, 40, priority)
+        for key, priority in (("usual", 0), ("urgent", 2), ("late", -2))
+    )
+    counts = fed_by_job(engine, rounds=14, window=3)
+    assert counts[urgent] == pytest.approx(32, abs=2)
+    assert counts[usual] == pytest.approx(8, abs=1)
+    assert counts[late] == pytest.approx(2, abs=1)
+
+
+def test_a_large_job_does_not_hold_up_a_later_one(engine: Engine) -> None:
+    """A job that comes after thousands of tasks of another has its half from its first moment."""
+    old = submitted(engine, "old", 60)
+    fed_by_job(engine, rounds=10, window=4)
+    new = submitted(engine, "new", 60)
+    assert fed_by_job(engine, rounds=5, window=4) == pytest.approx({old: 10, new: 10}, abs=1)
+
+
+def test_a_job_that_was_paused_has_no_credit(engine: Engine) -> None:
+    """After a night's pause it shares with the others; it does not catch up at their cost."""
+    first, second = submitted(engine, "first", 60), submitted(engine, "second", 60)
+    ledger.pause_job(engine, first, "by-hand", "for the night")
+    assert fed_by_job(engine, rounds=10, window=4) == {second: 40}
+    ledger.resume_job(engine, first)
+    assert fed_by_job(engine, rounds=5, window=4) == pytest.approx({first: 10, second: 10}, abs=1)
+
+
+def test_a_run_feeds_its_own_job_alone(engine: Engine) -> None:
+    """The scheduler service leaves the jobs of runs on single machines to them."""
+    of_run = ledger.open_job(engine, spec("run"))
+    add_video(engine, of_run.id, "run", RANGE)
+    mine = submitted(engine, "mine", 1)
+    assert [task(engine, one).job_id for one in ledger.feed(engine, 9)] == [mine]
+    assert [task(engine, one).job_id for one in ledger.feed(engine, 9, of_run.id)] == [of_run.id]
 
 
 def test_feeders_at_once_keep_to_the_window(engine: Engine) -> None:
@@ -335,7 +379,8 @@ def test_a_message_for_a_finished_task_is_dropped(engine: Engine, state: TaskSta
 
 
 def test_a_plan_of_another_release_is_left_alone(engine: Engine) -> None:
-    """A worker that cannot read a plan says so and spends no attempt."""
+    """A worker that cannot read a plan says so, spends no attempt and leaves the task for another
+    one to come."""
     planned(engine, RANGE)
     (fed,) = ledger.feed(engine, 1)
     with writing(engine) as connection:
@@ -343,7 +388,9 @@ def test_a_plan_of_another_release_is_left_alone(engine: Engine) -> None:
     with pytest.raises(IncompatiblePlan, match="one release"):
         ledger.claim(engine, fed, "w", 60)
     row = task(engine, fed)
-    assert (row.state, row.attempts, row.fence) == (TaskState.QUEUED, 0, 0)
+    assert (row.state, row.attempts, row.error_kind) == (TaskState.PENDING, 0, ledger.INCOMPATIBLE)
+    assert "one release" in row.error
+    assert ledger.claim(engine, fed, "w", 60) is None
 
 
 # Leases and fences
@@ -649,7 +696,7 @@ def test_closers_at_once_close_once(engine: Engine) -> None:
 
 def test_a_job_stays_open_while_it_is_planned(engine: Engine) -> None:
     """A job closes after its planning only, and opens again for new videos."""
-    job = ledger.open_job(engine, spec())
+    job = ledger.open_job(engine, spec(), files=())
     add_video(engine, job.id, "a", RANGE)
     work(engine)
     assert len(ledger.close_finished(engine)) == 1
@@ -726,25 +773,26 @@ def test_status_counts_what_was_spent(engine: Engine) -> None:
 # Query plans
 
 
+COUNTED = {"id", "bucket_start", "bucket_end", "ordinal", "state"}
+
+
 def test_the_hot_queries_use_their_indexes(engine: Engine) -> None:
-    """On a table of many finished and pending tasks, neither feeding, claiming, committing,
+    """On a table of 1,000,000 finished and pending tasks, neither feeding, claiming, committing,
     sweeping nor closing reads all of it."""
     job = planned(engine, RANGE, RANGE)
-    with reading(engine) as connection:
-        row = dict(connection.execute(select(tasks).limit(1)).mappings().one())
-    del row["id"]
-    many = [
-        row
-        | {
-            "bucket_start": at * RANGE,
-            "bucket_end": (at + 1) * RANGE,
-            "ordinal": at,
-            "state": TaskState.DONE if at % 4 else TaskState.PENDING,
-        }
-        for at in range(10, 20_010)
-    ]
+    columns = ", ".join(column.name for column in tasks.c if column.name not in COUNTED)
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 10 UNION ALL SELECT i + 1 FROM n WHERE i < 1000009)"
+    if engine.dialect.name == "postgresql":
+        numbers = "WITH n(i) AS (SELECT generate_series(10, 1000009))"
     with writing(engine) as connection:
-        connection.execute(insert(tasks), many)
+        connection.execute(
+            text(
+                f"INSERT INTO tasks ({columns}, bucket_start, bucket_end, ordinal, state) "
+                f"{numbers} SELECT {columns}, i * {RANGE}, (i + 1) * {RANGE}, i, "
+                "CASE WHEN i % 4 = 0 THEN 'pending' ELSE 'done' END "
+                "FROM n, (SELECT * FROM tasks LIMIT 1) AS one"
+            )
+        )
     with writing(engine) as connection:
         connection.execute(text("ANALYZE"))
     (fed,) = ledger.feed(engine, 1)

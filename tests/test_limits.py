@@ -389,7 +389,7 @@ def test_the_feeder_keeps_tasks_while_the_api_rests(
     shared = Shared(redis_url, address)
     feeder = Feeder(
         engine,
-        published.extend,
+        lambda _, ids: published.extend(ids),
         SchedulerSettings(),
         resting=lambda: is_resting(shared, clock=clock),
         clock=clock,

@@ -11,9 +11,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from scheduler.plan import MOST_SAMPLES, plan
 from storage.records import FrameRange, Sampling, SamplingMode, VideoInfo
 from workers.footage.index import Index
+from workers.footage.plan import MOST_SAMPLES, plan
 from workers.footage.sample import DUPLICATE_WINDOW, Grid, scaled
 
 MINUTE_US = 60_000_000
@@ -142,7 +142,7 @@ def test_ranges_that_skip_duplicates_begin_at_windows(
 ) -> None:
     """Each range begins with the first sample of a window, so that the comparison with the frame
     sent last never reaches from one range into the next."""
-    monkeypatch.setattr("scheduler.plan.MOST_SAMPLES", 100)
+    monkeypatch.setattr("workers.footage.plan.MOST_SAMPLES", 100)
     gridded = mode in (SamplingMode.FIRST, SamplingMode.PREFER_KEYFRAME)
     sampling = Sampling(mode, Fraction(2) if gridded else None, skip_duplicates=True)
     info, index = indexed(9_000, reason=reason)
@@ -212,5 +212,6 @@ def test_a_task_lasts_some_time() -> None:
 
 def test_planning_loads_no_decoder() -> None:
     """A scheduler that plans needs neither PyAV nor OpenCV."""
-    code = "import sys, scheduler.plan; sys.exit(bool({'av', 'cv2', 'PIL'} & set(sys.modules)))"
+    heavy = "{'av', 'cv2', 'PIL'} & set(sys.modules)"
+    code = f"import sys, workers.footage.plan; sys.exit(bool({heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from clips import make_clip
 
-from scheduler.archive import content_id, find
-from scheduler.probing import Asked, Probed, probe_all
+from scheduler.archive import find
+from scheduler.probing import probe_all
 from storage.records import ArchiveFile, Sampling
+from workers.probing import Asked, Probed, content_id
 
 MINUTE_US = 60_000_000
 

@@ -23,10 +23,12 @@ from workers.wire import (
     ApiError,
     AtRest,
     BadAnswer,
+    BadRequest,
     FrameRefused,
     JobPaused,
     JobStopped,
     Outage,
+    TextRefused,
     Wire,
 )
 
@@ -40,6 +42,7 @@ __all__ = [
     "JobPaused",
     "JobStopped",
     "Outage",
+    "TextRefused",
     "Vectors",
 ]
 
@@ -47,6 +50,13 @@ Vectors = npt.NDArray[np.float32]
 
 INPUT_SIZES = {"ViT-L-14-336px": 336, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448}
 """Sides in pixels of the models that do not read 224 x 224."""
+
+PLAIN_TEXT = "a photo"
+"""What an endpoint that answers texts at all will answer."""
+
+_ABOUT_THE_TEXT = (BadAnswer, BadRequest, FrameRefused)
+"""What real servers say of a text that is too long, and of a list that they do not take; each may
+mean something else too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +188,16 @@ class ApiClient:
             return [FrameRefused(str(error))]
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Return the unit vectors of the texts, len(texts) x D float32. Raises ApiError."""
+        """Return the unit vectors of the texts, len(texts) x D float32; a list that is not taken is
+        asked in halves. Raises ApiError, of which TextRefused names the text that is not taken."""
+        vectors: list[Vectors] = []
+        for answer in self._by_halves(texts, self._embed_texts):
+            if isinstance(answer, TextRefused):
+                raise answer
+            vectors.append(answer)
+        return np.stack(vectors)
+
+    def _embed_texts(self, texts: Sequence[str]) -> Vectors:
         return self.wire.post(
             "/clip/embed_text",
             {"text": list(texts)},
@@ -186,6 +205,49 @@ class ApiClient:
             self._settings.api_attempts,
             texts=1,
         )
+
+    def refused_texts(self, texts: Sequence[str]) -> list[tuple[str, str]]:
+        """Return those of the texts that the endpoint does not take, most often for their length,
+        each with what it says of it. One call where all are taken; where texts are only compared,
+        one for every eight. A server that cuts long texts refuses none. Raises ApiError."""
+        if self._settings.api_way == "compare":
+            answers = self._by_halves(texts, self._compare_with_plain)
+        else:
+            try:
+                answers = self._by_halves(texts, self._embed_texts)
+            except JobStopped:
+                if not self.wire.is_missing("/clip/embed_text"):
+                    raise
+                answers = self._by_halves(texts, self._compare_with_plain)
+        return [(one.text, one.why) for one in answers if isinstance(one, TextRefused)]
+
+    def _by_halves(
+        self, texts: Sequence[str], ask: Callable[[Sequence[str]], Vectors]
+    ) -> list[Vectors | TextRefused]:
+        """Return what `ask` answers for each text, or the refusal of that one text; a list that is
+        refused is halved until the refused stand alone."""
+        if not texts:
+            return []
+        try:
+            return list(ask(texts))
+        except _ABOUT_THE_TEXT as error:
+            if len(texts) > 1:
+                middle = len(texts) // 2
+                return self._by_halves(texts[:middle], ask) + self._by_halves(texts[middle:], ask)
+            first = error
+        # 400 and 500 are said of many things: it is the text's fault if a plain one is answered,
+        # and this one still is not.
+        try:
+            ask([PLAIN_TEXT])
+        except FrameRefused as error:
+            raise JobStopped(str(error)) from None
+        except _ABOUT_THE_TEXT:
+            raise first from None
+        try:
+            return list(ask(texts))
+        except _ABOUT_THE_TEXT as error:
+            why = error.said if isinstance(error, BadRequest) else str(error)
+            return [TextRefused(texts[0], why)]
 
     def compare(self, jpeg: bytes, prompts: Sequence[str]) -> Vectors | FrameRefused:
         """Return the cosine of each prompt with the picture (len(prompts), float32), or the
@@ -197,8 +259,15 @@ class ApiClient:
                 found.append(self._compare(jpeg, group))
             except FrameRefused as error:
                 return error
+            except BadRequest:
+                self._blame_texts(group)
+                raise
             except BadAnswer as error:
-                self._blame(error, lambda grey: self._compare(grey, group))  # noqa: B023
+                try:
+                    self._blame(error, lambda grey: self._compare(grey, group))  # noqa: B023
+                except Outage:
+                    self._blame_texts(group)
+                    raise
                 return FrameRefused(str(error))
         return np.concatenate(found)
 
@@ -207,12 +276,23 @@ class ApiClient:
         return self._similarity(body, len(prompts), images=1)
 
     def compare_texts(self, text: str, prompts: Sequence[str]) -> Vectors:
-        """Return the cosine of each prompt with `text` (len(prompts), float32). Raises ApiError."""
+        """Return the cosine of each prompt with `text` (len(prompts), float32). Raises ApiError, of
+        which TextRefused names the text that is not taken."""
+        try:
+            return self._compare_texts(text, prompts)
+        except _ABOUT_THE_TEXT:
+            self._blame_texts([text, *prompts])
+            raise
+
+    def _compare_texts(self, text: str, prompts: Sequence[str]) -> Vectors:
         groups = [prompts[at : at + MAX_BATCH] for at in range(0, len(prompts), MAX_BATCH)]
         bodies = [{"subject": text, "subject_type": "text", "prompt": list(g)} for g in groups]
         return np.concatenate(
             [self._similarity(b, len(g), texts=1) for b, g in zip(bodies, groups, strict=True)]
         )
+
+    def _compare_with_plain(self, texts: Sequence[str]) -> Vectors:
+        return self._compare_texts(PLAIN_TEXT, texts)
 
     def _similarity(
         self, body: dict[str, Any], n: int, *, images: int = 0, texts: int = 0
@@ -243,6 +323,17 @@ class ApiClient:
             ask(_flat_jpeg(self.identity().input_size, 128))
         except BadAnswer:
             raise Outage(str(error)) from None
+
+    def _blame_texts(self, prompts: Sequence[str]) -> None:
+        """Raise TextRefused where a comparison fails for one of its prompts. An endpoint that fails
+        with a plain one too is asked no more."""
+        try:
+            self._compare_with_plain([PLAIN_TEXT])
+        except _ABOUT_THE_TEXT:
+            return
+        for refused in self._by_halves(prompts, self._compare_with_plain):
+            if isinstance(refused, TextRefused):
+                raise refused
 
 
 def _picture(jpeg: bytes) -> dict[str, str]:

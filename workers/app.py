@@ -1,7 +1,7 @@
 """The Celery app: the queue's front door.
 
-A message is the id of a task row and nothing else. Redis carries hints; whatever it loses or
-repeats, the ledger decides, so the settings below choose plain redelivery over guarantees that a
+A message is the id of a row of the ledger and nothing else. Redis carries hints; whatever it loses
+or repeats, the ledger decides, so the settings below choose plain redelivery over guarantees that a
 broker cannot give. No result backend, no countdowns: outcomes and delays stand in the ledger.
 """
 
@@ -12,7 +12,8 @@ from celery import Celery
 from workers.settings import QueueSettings
 
 CLASSIFY_RANGE = "nightreel.classify_range"
-"""Name of the one task, so that the scheduler can publish without importing its code."""
+PROBE_FILE = "nightreel.probe_file"
+"""Names of the two tasks, so that the scheduler can publish without importing their code."""
 
 
 def make_app(settings: QueueSettings | None = None) -> Celery:

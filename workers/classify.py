@@ -1,18 +1,20 @@
 """One frame range: decode its samples, embed them through the API, score the labels.
 
 Decoding and HTTP overlap: this thread decodes and encodes, a few threads wait for answers, and at
-most `in_flight` requests are under way; as many answers may wait behind a late one, so that memory
-is bounded.
+most `in_flight` requests are under way. The pictures of as many more are ready, and answers, which
+are small, wait for several times as many behind a late one: memory is bounded.
 """
 
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,14 +30,15 @@ from storage.records import (
     Sampling,
     Usage,
 )
+from storage.scoring import Half, Single, best_labels, centroid, similarities
 from workers.api import ApiClient, FrameRefused, Vectors
 from workers.calls import prompts_of
 from workers.footage.decode import DecodedSample
 from workers.footage.duplicates import Duplicates, is_audited
 from workers.footage.picture import Picture, encode_jpeg, tiles
 
-LOGIT_SCALE = 100.0
-"""CLIP's own: confidence over a label set is softmax(100 x cosine)."""
+ANSWERS_BEHIND = 16
+"""Answers that may wait to be taken in order, in multiples of the requests in flight."""
 
 
 class LeaseLost(Exception):
@@ -75,9 +78,9 @@ def embed_labels(labels: LabelSet, client: ApiClient) -> Vectors:
     for label in labels.labels:
         parts = []
         if label.prompts:
-            parts.append(_centroid(np.stack([of_text[p] for p in label.prompts])))
+            parts.append(centroid(np.stack([of_text[p] for p in label.prompts])))
         if label.examples:
-            parts.append(_centroid(np.stack(list(_embed_examples(label.examples, client)))))
+            parts.append(centroid(np.stack(list(_embed_examples(label.examples, client)))))
         rows.append(np.mean(parts, axis=0))
     return np.stack(rows).astype(np.float32)
 
@@ -89,11 +92,6 @@ def _embed_examples(jpegs: Sequence[bytes], client: ApiClient) -> Iterator[Vecto
             if isinstance(answer, FrameRefused):
                 raise answer
             yield answer
-
-
-def _centroid(vectors: Vectors) -> Vectors:
-    mean = vectors.mean(axis=0)
-    return np.asarray(mean / np.linalg.norm(mean), dtype=np.float32)
 
 
 def prompt_weights(labels: LabelSet, client: ApiClient) -> LabelPrompts:
@@ -117,32 +115,20 @@ def prompt_weights(labels: LabelSet, client: ApiClient) -> LabelPrompts:
     return LabelPrompts(prompts, weights)
 
 
-def predictions_of(similarity: npt.NDArray[np.floating], top_n: int) -> tuple[Prediction, ...]:
-    """Return the best `top_n` labels of one sample, best first.
-
-    `similarity`: labels, cosines. Confidence is softmax(100 x cosine) over all labels.
-    """
-    scaled = LOGIT_SCALE * (similarity - similarity.max())
-    shares = np.exp(scaled)
-    shares /= shares.sum()
-    best = np.argsort(-similarity, kind="stable")[:top_n]
-    return tuple(
-        Prediction(int(label), float(similarity[label]), float(shares[label])) for label in best
-    )
+def predictions(similarity: Single, top_n: int) -> Iterator[tuple[Prediction, ...]]:
+    """Yield for each row of similarities, samples x labels, its best `top_n` labels, best first."""
+    for sample in zip(*(found.tolist() for found in best_labels(similarity, top_n)), strict=True):
+        yield tuple(Prediction(*one) for one in zip(*sample, strict=True))
 
 
-def score_vectors(vectors: npt.NDArray[np.float16], labels: LabelVectors) -> Vectors:
-    """Return similarities, samples x labels float32, from vectors as they are stored. Of a sample
-    of several squares, whose vectors stand one after the other, the best counts.
+def predictions_of(similarity: Single, top_n: int) -> tuple[Prediction, ...]:
+    """Return the same for one sample."""
+    return next(predictions(similarity[np.newaxis], top_n))
 
-    Summed in float64 and rounded to six decimals, far below what a JPEG disturbs, so that a number
-    does not depend on how many samples were scored together: one computed now and one recomputed
-    from the database years later are the same.
-    """
-    wide = labels.matrix.T.astype(np.float64)
-    squares = vectors.astype(np.float64).reshape(-1, len(wide)) @ wide
-    best = squares.reshape(len(vectors), -1, wide.shape[1]).max(axis=1)
-    return np.asarray(np.round(best, 6), dtype=np.float32)
+
+def score_vectors(vectors: Half, labels: LabelVectors) -> Single:
+    """Return similarities, samples x labels, from vectors as they are stored."""
+    return similarities(vectors, labels.matrix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +153,24 @@ class _Pipeline:
     client: ApiClient
     labels: Labels
     fit: Fit
-    top_n: int
     in_flight: int
     pool: ThreadPoolExecutor
-    samples: list[SampleResult] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
-    vectors: list[npt.NDArray[np.float16]] = field(default_factory=list)
+    _answered: list[_Slot] = field(default_factory=list)
+    _rows: list[npt.NDArray[Any]] = field(default_factory=list)
+    """Of each answered slot its vectors as they are stored, or its cosines with the prompts; those
+    of several squares one after the other."""
     _slots: list[_Slot] = field(default_factory=list)
     _jpegs: list[bytes] = field(default_factory=list)
     """Of the squares of those slots that are sent."""
     _waiting: deque[tuple[list[_Slot], Future[_Answers]]] = field(default_factory=deque)
     _last_sent: _Answers = field(default_factory=list)
     """What duplicates take over."""
+    _unanswered: threading.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Half of them are on the wire, the others prepared to be.
+        self._unanswered = threading.Semaphore(2 * self.in_flight)
 
     def add(self, slot: _Slot, picture: Picture) -> None:
         """Send a sample, or let it wait for what it takes over."""
@@ -193,11 +185,17 @@ class _Pipeline:
         return len(self._jpegs) >= self._batch * self.fit.squares
 
     def send(self) -> None:
-        """Send what is ready; waits for older answers while too many are under way."""
-        if len(self._waiting) == 2 * self.in_flight:
+        """Send what is ready; waits for answers while too many requests are unanswered, or too many
+        answers stand behind a late one."""
+        while self._waiting and (
+            self._waiting[0][1].done() or len(self._waiting) == ANSWERS_BEHIND * self.in_flight
+        ):
             self._collect()
         if self._slots:
-            self._waiting.append((self._slots, self.pool.submit(self._ask, self._jpegs)))
+            self._unanswered.acquire()
+            future = self.pool.submit(self._ask, self._jpegs)
+            future.add_done_callback(lambda _: self._unanswered.release())
+            self._waiting.append((self._slots, future))
             self._slots, self._jpegs = [], []
 
     def finish(self) -> None:
@@ -236,24 +234,35 @@ class _Pipeline:
                 self.gaps.append(Gap(slot.start_us, slot.end_us, kind, str(answer)))
                 return
             squares.append(answer)
+        row = np.concatenate(squares)
+        self._answered.append(slot)
+        self._rows.append(row.astype("<f2") if isinstance(self.labels, LabelVectors) else row)
+
+    def result(self, top_n: int) -> RangeResult:
+        """What the range has given, scored in one go."""
+        gaps = tuple(sorted(self.gaps, key=lambda gap: gap.start_us))
+        if not self._answered:
+            return RangeResult((), gaps, None, 0)
+        rows = np.stack(self._rows)
+        # Both ways a label's similarity is a sum over the numbers of a row.
         if isinstance(self.labels, LabelVectors):
-            vector = np.concatenate(squares).astype("<f2")
-            self.vectors.append(vector)
-            similarity = score_vectors(vector[np.newaxis], self.labels)[0]
+            matrix, vectors, dimension = self.labels.matrix, rows.tobytes(), rows.shape[1]
         else:
-            cosines = [np.round(self.labels.weights @ square, 6) for square in squares]
-            similarity = np.max(cosines, axis=0)
-        self.samples.append(
+            matrix, vectors, dimension = self.labels.weights, None, 0
+        best = predictions(similarities(rows, matrix), top_n)
+        samples = tuple(
             SampleResult(
                 slot.bucket,
                 slot.t_us,
                 slot.start_us,
                 slot.end_us,
-                predictions_of(similarity, self.top_n),
+                found,
                 slot.reused_from,
                 slot.audit_of,
             )
+            for slot, found in zip(self._answered, best, strict=True)
         )
+        return RangeResult(samples, gaps, vectors, dimension)
 
 
 def classify_range(
@@ -279,7 +288,7 @@ def classify_range(
     duplicates = Duplicates() if sampling.skip_duplicates else None
     # Twice as many threads as the client lets onto the wire: the others prepare and read.
     pool = ThreadPoolExecutor(2 * in_flight, thread_name_prefix="api")
-    pipeline = _Pipeline(client, labels, fit, top_n, in_flight, pool)
+    pipeline = _Pipeline(client, labels, fit, in_flight, pool)
     try:
         start = time.perf_counter()
         for item in decoded:
@@ -296,14 +305,7 @@ def classify_range(
         pipeline.finish()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    vectors = np.stack(pipeline.vectors) if pipeline.vectors else None
-    return RangeResult(
-        samples=tuple(pipeline.samples),
-        gaps=tuple(sorted(pipeline.gaps, key=lambda gap: gap.start_us)),
-        vectors=vectors.astype("<f2").tobytes() if vectors is not None else None,
-        dimension=vectors.shape[1] if vectors is not None else 0,
-        usage=Usage(decode_seconds=decode_s),
-    )
+    return replace(pipeline.result(top_n), usage=Usage(decode_seconds=decode_s))
 
 
 def _slot(item: DecodedSample, sampling: Sampling, duplicates: Duplicates | None) -> _Slot:

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -43,7 +44,8 @@ class Concurrency:
         self._cut_at = -math.inf
         self._of_late_s: float | None = None
         self._of_long_s = 0.0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
 
     @property
     def limit(self) -> int:
@@ -51,15 +53,29 @@ class Concurrency:
         return int(self._allowed)
 
     def begin(self) -> float:
-        """Wait until a request may begin; return the moment, for `end`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._running < self.limit)
-            self._running += 1
-            return self._clock()
+        """Wait until a request may begin, first come first served; return the moment, for `end`."""
+        with self._lock:
+            if self._running < self.limit and not self._waiting:
+                self._running += 1
+                return self._clock()
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        try:
+            turn.acquire()
+        except BaseException:  # a signal's, such as the end of a task's time
+            with self._lock:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                else:
+                    self._running -= 1
+                    self._give_turns()
+            raise
+        return self._clock()
 
     def end(self, began: float, *, refused: bool) -> None:
         """Take note of an answer, or of the lack of one; `refused` is one for want of capacity."""
-        with self._changed:
+        with self._lock:
             self._running -= 1
             now = self._clock()
             slower = self._slower(now - began)
@@ -69,7 +85,14 @@ class Concurrency:
                 self._cut_at = now
             elif not refused:
                 self._allowed = min(float(self._most), self._allowed + 1 / self.limit)
-            self._changed.notify(max(0, self.limit - self._running))
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        """Count those that may begin as running before they wake: one that comes just then would
+        overtake them, and the answers that it overtakes are waited for."""
+        while self._waiting and self._running < self.limit:
+            self._running += 1
+            self._waiting.popleft().release()
 
     def _slower(self, latency_s: float) -> bool:
         if self._of_late_s is None:

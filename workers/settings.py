@@ -37,6 +37,43 @@ class QueueSettings(BaseSettings):
     queue: str = Field(default="nightreel", description="name of the queue on that Redis")
 
 
+class LogFormat(StrEnum):
+    """How a service writes its log."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class ServiceSettings(BaseSettings):
+    """How a service (scheduler, worker) shows itself to those who watch it."""
+
+    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_")
+
+    log_format: LogFormat = Field(
+        default=LogFormat.TEXT, description="log lines as text, or as JSON: one object a line"
+    )
+    log_level: str = Field(
+        default="INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="least level that is logged: DEBUG, INFO, WARNING or ERROR",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="address on which metrics are served"
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="port of the metrics; 0 takes a free one, none serves no metrics",
+    )
+    stall_s: float = Field(
+        default=120.0,
+        ge=0,
+        description="seconds after which a worker that takes nothing while messages wait ends "
+        "itself; 0: never",
+    )
+
+
 class WorkerSettings(BaseSettings):
     """The API and the pace of a worker process."""
 

@@ -71,6 +71,11 @@ class Shared:
         prefixed."""
         return self._ask(lambda client: self._script(client, script)(self._named(keys), arguments))
 
+    def waiting(self) -> int | None:
+        """Messages in the queue that no worker has taken; None where Redis is away."""
+        length: int | None = self._ask(lambda client: client.llen(self.queue))
+        return length
+
     def once(self, name: str, find_out: Callable[[], Any]) -> Any:
         """Return the JSON value that some process found out under `name`; the first one does, while
         the others wait. Raises whatever `find_out` raises."""

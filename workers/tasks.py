@@ -1,4 +1,4 @@
-"""The one Celery task: claim a range in the ledger, run it, commit it.
+"""The two Celery tasks: claim a range in the ledger, run it, commit it; claim a file, plan it.
 
 What a failure means is decided here by the exception's type and nowhere else: an outage puts the
 task back and spends no attempt, a fault of the task spends one, a refusal of the key or the
@@ -12,23 +12,28 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.signals import worker_init
+from celery.signals import setup_logging, worker_init, worker_ready
 from pydantic import ValidationError
-from sqlalchemy import Engine
+from sqlalchemy import Engine, Table
 
 from storage import ledger, results
 from storage.database import DatabaseError, connect, with_retries
 from storage.exits import ExitCode
 from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
 from storage.records import LabelSet, RangeResult, SampleResult, Usage
+from storage.schema import probes, tasks
 from storage.settings import StorageSettings
+from workers import logs, metrics, watchdog
 from workers.api import ApiClient, ApiError, AtRest, JobPaused, JobStopped, Outage, Vectors
-from workers.app import CLASSIFY_RANGE, app
+from workers.app import CLASSIFY_RANGE, PROBE_FILE, app
 from workers.budget import Budget
 from workers.calls import prompts_of, range_calls
 from workers.classify import (
@@ -42,7 +47,15 @@ from workers.classify import (
     score_vectors,
 )
 from workers.footage.decode import FootageError, read_range
-from workers.settings import KeyUnreadable, QueueSettings, WorkerSettings
+from workers.metrics import Outcome
+from workers.probing import UNREADABLE, FileUnreadable, plan_file
+from workers.settings import (
+    KeyUnreadable,
+    LogFormat,
+    QueueSettings,
+    ServiceSettings,
+    WorkerSettings,
+)
 from workers.shared import Shared
 
 log = logging.getLogger(__name__)
@@ -50,6 +63,13 @@ log = logging.getLogger(__name__)
 OUTAGE_DELAY_S = 15.0
 """How long a task rests after an outage that named no time of its own."""
 FAULT_BACKOFF_S = 5.0
+API_OUTAGE = "api-outage"
+HOLDS: tuple[tuple[type[Exception], str], ...] = (
+    (JobStopped, "api-refused"),
+    (JobPaused, "api-paused"),
+    (BudgetSpent, BUDGET_SPENT),
+)
+"""What pauses a whole job, and as which kind of pause."""
 
 
 @dataclass(slots=True)
@@ -102,14 +122,15 @@ class Process:
         try:
             yield account
         finally:
+            spent = account.spent()
+            metrics.api_spent(spent)
             try:
                 account.budget.close()
-                spent = account.spent()
                 if not account.committed and spent.bytes_sent:
                     key = claim.job_id, claim.task_id, claim.fence
                     with_retries(lambda: results.record_usage(self.engine, *key, spent))
             except DatabaseError as error:
-                log.warning("task %d: its usage is not recorded: %s", claim.task_id, error)
+                log.warning("its usage is not recorded: %s", error)
 
     def run(self, claim: Claim, lost: threading.Event, budget: Budget) -> RangeResult:
         """Return what the claimed range gives, from stored vectors where there are any: then no
@@ -229,21 +250,38 @@ def _path_that_opens(claim: Claim) -> str:
     raise FootageError("the file is gone from every place it was known at")
 
 
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logging(**_: object) -> None:
+    """Keep Celery from setting up logging of its own."""
+    logs.configure(ServiceSettings())
+
+
 @worker_init.connect  # type: ignore[untyped-decorator]
-def _refuse_wrong_settings(**_: object) -> None:
+def _begin(sender: Any, **_: object) -> None:
     """End a worker that could run no task, rather than let it drop one message after another."""
     try:
+        service = ServiceSettings()
         WorkerSettings().key()
         StorageSettings()
+        logs.configure(service)
+        sender.quiet = service.log_format is LogFormat.JSON  # no banner among the lines
+        metrics.serve(service)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
         said = "; ".join(f"NIGHTREEL_{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong)
-    except KeyUnreadable as error:
+    except (KeyUnreadable, metrics.PortTaken) as error:
         said = str(error)
     else:
         return
     log.error("the worker does not start: %s", said)
     raise SystemExit(ExitCode.USAGE)
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _watch(**_: object) -> None:
+    queue = QueueSettings()
+    shared = Shared(queue.broker_url.get_secret_value(), queue.queue)
+    watchdog.start(shared, ServiceSettings().stall_s)
 
 
 @functools.lru_cache(maxsize=1)
@@ -252,7 +290,9 @@ def _process(pid: int) -> Process:  # keyed by process, so that a fork starts an
 
 
 @contextmanager
-def _heartbeat(process: Process, claim: Claim) -> Iterator[threading.Event]:
+def _heartbeat(
+    process: Process, row_id: int, fence: int, table: Table = tasks
+) -> Iterator[threading.Event]:
     """Extend the lease every third of it; set the event once it belongs to another worker."""
     lost, done = threading.Event(), threading.Event()
     lease_s = process.settings.lease_s
@@ -260,15 +300,17 @@ def _heartbeat(process: Process, claim: Claim) -> Iterator[threading.Event]:
     def beat() -> None:
         while not done.wait(lease_s / 3):
             try:
-                alive = ledger.heartbeat(process.engine, claim.task_id, claim.fence, lease_s)
+                alive = ledger.heartbeat(process.engine, row_id, fence, lease_s, table)
             except Exception as error:  # noqa: BLE001 - a missed beat is the lease's business
-                log.warning("heartbeat of task %d failed: %s", claim.task_id, type(error).__name__)
+                log.warning("a heartbeat failed: %s", type(error).__name__)
                 continue
             if not alive:
                 lost.set()
                 return
 
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread = threading.Thread(
+        target=copy_context().run, args=(beat,), name="heartbeat", daemon=True
+    )
     thread.start()
     try:
         yield lost
@@ -281,69 +323,116 @@ def _heartbeat(process: Process, claim: Claim) -> Iterator[threading.Event]:
 def classify(task_id: int) -> None:
     """Run one task row to its end, or leave the ledger able to."""
     process = _process(os.getpid())
-    engine, settings = process.engine, process.settings
+    lease_s = process.settings.lease_s
     try:
-        claim = with_retries(lambda: ledger.claim(engine, task_id, process.name, settings.lease_s))
+        claim = with_retries(lambda: ledger.claim(process.engine, task_id, process.name, lease_s))
     except IncompatiblePlan as error:
-        log.error("task %d: %s", task_id, error)
+        with logs.about(task=task_id):
+            log.error("refused: %s", error)
+        metrics.task_ended(Outcome.REFUSED, ledger.INCOMPATIBLE)
         return
     if claim is None:
+        metrics.task_ended(Outcome.REFUSED)
         return
-    held = task_id, claim.fence
+    with logs.about(job=claim.job_id, video=claim.video_id, task=task_id):
+        metrics.task_ended(*_run(process, claim))
+
+
+def _run(process: Process, claim: Claim) -> tuple[Outcome, str | None]:
+    """Run the claimed task; return how that ended, and the kind of trouble."""
+    engine, held = process.engine, (claim.task_id, claim.fence)
+    began = time.perf_counter()
     try:
         with process.paying(claim) as account:
-            with _heartbeat(process, claim) as lost:
+            with _heartbeat(process, *held) as lost:
                 result = process.run(claim, lost, account.budget)
             result = account.on_the_bill_of(result)
+            ready = time.perf_counter()
             account.committed = with_retries(lambda: results.commit(engine, *held, result))
         if not account.committed:
-            log.info("task %d: the lease went to another worker, nothing written", task_id)
+            raise LeaseLost
     except LeaseLost:
-        log.info("task %d: the lease went to another worker", task_id)
-    except JobStopped as error:
-        log.error("job %d stops: %s", claim.job_id, error)
-        _hold(engine, claim, "api-refused", error)
-    except JobPaused as error:
-        log.error("job %d pauses: %s", claim.job_id, error)
-        _hold(engine, claim, "api-paused", error)
-    except BudgetSpent as error:
-        log.warning("job %d pauses: %s", claim.job_id, error)
-        _hold(engine, claim, BUDGET_SPENT, error)
+        log.info("the lease went to another worker, nothing written")
+        return Outcome.LOST, None
+    except (JobStopped, JobPaused, BudgetSpent) as error:
+        return _hold(engine, claim, error)
     except Outage as error:
         # While the endpoint rests every task comes back; that is said once, by the breaker.
         level = logging.DEBUG if isinstance(error, AtRest) else logging.WARNING
-        log.log(level, "task %d waits: %s", task_id, error)
+        log.log(level, "waits: %s", error)
         delay, said = error.retry_after_s or OUTAGE_DELAY_S, str(error)
-        with_retries(lambda: ledger.release(engine, *held, delay, "api-outage", said))
+        with_retries(lambda: ledger.release(engine, *held, delay, API_OUTAGE, said))
+        return Outcome.OUTAGE, API_OUTAGE
     except FootageError as error:
-        _spend_attempt(process, claim, "read-error", error)
+        kind, fault = "read-error", str(error)
     except SoftTimeLimitExceeded:
-        limit = app.conf.task_soft_time_limit
-        _spend_attempt(process, claim, "time-limit", f"not done after {limit} s")
+        kind, fault = "time-limit", f"not done after {app.conf.task_soft_time_limit} s"
     except ApiError as error:
-        _spend_attempt(process, claim, "api-error", error)
+        kind, fault = "api-error", str(error)
     except Exception as error:
-        log.exception("task %d: unexpected", task_id)
-        _spend_attempt(process, claim, "unexpected", f"{type(error).__name__}: {error}")
+        log.exception("unexpected")
+        kind, fault = "unexpected", f"{type(error).__name__}: {error}"
+    else:
+        ended = time.perf_counter()
+        metrics.range_committed(result, ended - began, ended - ready)
+        log.info("done: %d frames in %.1f s", len(result.samples), ended - began)
+        return Outcome.DONE, None
+    _spend_attempt(process, *held, claim.attempts, kind, fault)
+    return Outcome.FAULT, kind
 
 
-def _hold(engine: Engine, claim: Claim, kind: str, error: Exception) -> None:
+def _hold(engine: Engine, claim: Claim, error: Exception) -> tuple[Outcome, str]:
+    """Pause the whole job: what stopped this task would stop every other one."""
+    kind = next(kind for of_type, kind in HOLDS if isinstance(error, of_type))
     message = str(error)
+    log.log(logging.WARNING if kind == BUDGET_SPENT else logging.ERROR, "%s: %s", kind, message)
     with_retries(lambda: ledger.release(engine, claim.task_id, claim.fence, 0, kind, message))
     with_retries(lambda: ledger.pause_job(engine, claim.job_id, kind, message))
+    return Outcome.PAUSED, kind
 
 
-def _spend_attempt(process: Process, claim: Claim, kind: str, error: object) -> None:
-    message = str(error)
+def _spend_attempt(  # noqa: PLR0917
+    process: Process,
+    row_id: int,
+    fence: int,
+    attempts: int,
+    kind: str,
+    fault: str,
+    table: Table = tasks,
+) -> None:
+    backoff_s = FAULT_BACKOFF_S * 2 ** (attempts - 1)
+    most = process.settings.max_attempts
     state = with_retries(
-        lambda: ledger.give_back(
-            process.engine,
-            claim.task_id,
-            claim.fence,
-            kind,
-            message,
-            process.settings.max_attempts,
-            FAULT_BACKOFF_S * 2 ** (claim.attempts - 1),
-        )
+        lambda: ledger.give_back(process.engine, row_id, fence, kind, fault, most, backoff_s, table)
     )
-    log.warning("task %d: %s (%s); now %s", claim.task_id, kind, message, state)
+    log.warning("%s (%s); now %s", kind, fault, state)
+
+
+@app.task(name=PROBE_FILE)  # type: ignore[untyped-decorator]
+def probe(probe_id: int) -> None:
+    """Plan one file of a submitted job, or leave the ledger able to."""
+    process = _process(os.getpid())
+    lease_s = process.settings.lease_s
+    claim = with_retries(
+        lambda: ledger.claim_probe(process.engine, probe_id, process.name, lease_s)
+    )
+    if claim is None:
+        metrics.probe_ended(Outcome.REFUSED)
+        return
+    held = probe_id, claim.fence
+    with logs.about(job=claim.job_id, probe=probe_id):
+        try:
+            with _heartbeat(process, *held, probes):
+                planned = plan_file(process.engine, claim)
+        except FileUnreadable as error:
+            kind, fault = UNREADABLE, str(error)
+        except SoftTimeLimitExceeded:
+            kind, fault = "time-limit", f"not done after {app.conf.task_soft_time_limit} s"
+        except Exception as error:
+            log.exception("unexpected")
+            kind, fault = "unexpected", f"{type(error).__name__}: {error}"
+        else:
+            metrics.probe_ended(Outcome.DONE if planned else Outcome.LOST)
+            return
+        _spend_attempt(process, *held, claim.attempts, kind, fault, probes)
+        metrics.probe_ended(Outcome.FAULT, kind)

@@ -9,13 +9,14 @@ Error tree; what a task does about a failed call is decided by these types alone
     |   `-- BadAnswer  500 or an unusable answer: the endpoint's trouble, or this one picture's
     |-- JobPaused      credits or a paused account: everything stays queued until `resume`
     `-- JobStopped     key, address or model are wrong: no call can succeed until that is mended
+        |-- BadRequest   400: one of these, or what was asked for
+        `-- TextRefused  a prompt that the endpoint does not take
 
 No message of these carries the key, an address with a query, or the body of an answer.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -23,12 +24,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Protocol, TypeVar, cast
+from urllib.parse import urlencode, urlsplit
 
+import pydantic_core
 import requests
-import urllib3
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
+from urllib3 import exceptions as trouble
 
 from storage.records import Usage
 from workers.limits import Breaker, Concurrency, EndpointRests, RateLimit
@@ -44,6 +48,10 @@ LONGEST_WAIT_S = 20.0
 """A longer `Retry-After` is not slept here: the task goes back to the ledger for that long."""
 LONGEST_TRYING_S = 120.0
 """No try of a request begins later than this after its first."""
+
+SHOWN_CHARACTERS = 80
+"""Of a prompt, in a message."""
+_CHECK_SETTINGS = "check NIGHTREEL_API_URL, NIGHTREEL_API_KEY and the model"
 
 # urllib3 writes request lines, query and all, at DEBUG; the query may hold the key.
 logging.getLogger("urllib3").setLevel(logging.INFO)
@@ -75,6 +83,26 @@ class JobPaused(ApiError):
 
 class JobStopped(ApiError):
     """Key, address or model are refused (401, 403, 404)."""
+
+
+class BadRequest(JobStopped):
+    """400 that is not about a picture: a missing key, or a text that is not taken."""
+
+    def __init__(self, said: str) -> None:
+        """`said` is the endpoint's answer without the advice that the message adds."""
+        super().__init__(f"{said}; {_CHECK_SETTINGS}")
+        self.said = said
+
+
+class TextRefused(JobStopped):
+    """The endpoint answers other texts and not this one."""
+
+    def __init__(self, text: str, why: str) -> None:
+        cut = "..." * (len(text) > SHOWN_CHARACTERS)
+        shown = f"{text[:SHOWN_CHARACTERS]!r}{cut}"
+        super().__init__(f"the prompt {shown} is refused ({why}): write a shorter one")
+        self.text = text
+        self.why = why
 
 
 class BadAnswer(Outage):
@@ -151,23 +179,43 @@ class Wire:
         if settings.api_max_rps is not None:
             self._rate = RateLimit(shared, self.base, settings.api_max_rps, clock=clock)
         self.purse: Purse = _Bottomless()
-        self._session = requests.Session()
-        # The environment is read once, here, instead of for each request; and no .netrc is.
-        self._session.trust_env = False
-        self._session.proxies.update(requests.utils.get_environ_proxies(self.base))
-        self._session.verify = (
-            os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        # What requests would find out for each request anew is found out here once: proxies and
+        # certificates from the environment, the address in pieces. No .netrc is read.
+        self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=settings.api_in_flight + 1)
+        proxies = requests.utils.get_environ_proxies(self.base)
+        certificates = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+        try:
+            root = requests.Request("GET", self.base).prepare()
+            pool = self._adapter.get_connection_with_tls_context(
+                root, verify=certificates or DEFAULT_CA_BUNDLE_PATH, proxies=proxies
+            )
+        except (requests.exceptions.RequestException, trouble.HTTPError, ValueError) as error:
+            raise JobStopped(
+                f"the API at {self.base} cannot be asked ({type(error).__name__}): "
+                "check NIGHTREEL_API_URL, and HTTP_PROXY or HTTPS_PROXY"
+            ) from None
+        self._pool = cast(HTTPConnectionPool, pool)
+        self._path = self._adapter.request_url(root, proxies).rstrip("/")
+        self._timeout = Timeout(
+            connect=settings.api_connect_timeout_s, read=settings.api_read_timeout_s
         )
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=settings.api_in_flight + 1)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept-Encoding": "gzip, deflate",
+            "User-Agent": "nightreel",
+        }
+        self._query = ""
+        if self._key is not None and self._transport is KeyTransport.QUERY:
+            self._query = "?" + urlencode({"api_key": self._key})
+        elif self._key is not None and self._transport is KeyTransport.HEADER:
+            self._headers["Authorization"] = f"Bearer {self._key}"
         self._counting = threading.Lock()
         self._image_calls = self._text_calls = self._bytes_sent = 0
         self._seconds = 0.0
 
     def close(self) -> None:
         """End the connections that are kept open."""
-        self._session.close()
+        self._adapter.close()
 
     @property
     def spent(self) -> Usage:
@@ -180,22 +228,18 @@ class Wire:
         """Return the JSON object at `path`, which is not billed; empty where there is none. Raises
         Outage where nothing answers."""
         with self._breaker_asked():
+            answer = self._send("GET", path, None)
             try:
-                answer = self._session.get(
-                    self.base + path, timeout=self._timeout(), allow_redirects=False, stream=True
-                )
-                found = json.loads(_read_capped(answer, self._settings.api_read_timeout_s))
-            except requests.exceptions.RequestException as error:
-                said = f"the API at {self.base} cannot be reached ({_named(error)})"
-                raise Outage(said) from None
-            except (ValueError, Outage):
+                found = _json(_read_capped(answer, self._settings.api_read_timeout_s))
+            except Outage:
                 return {}
-        return found if answer.status_code == 200 and isinstance(found, dict) else {}
+        return found if answer.status == 200 and isinstance(found, dict) else {}
 
     def is_missing(self, route: str) -> bool:
         """Whether there is no such route, by a request that asks for nothing."""
-        with self._send(route, self._encoded({})) as answer:
-            return answer.status_code == 404
+        answer = self._send("POST", route + self._query, self._encoded({}))
+        answer.close()
+        return answer.status == 404
 
     def post(
         self,
@@ -268,8 +312,8 @@ class Wire:
         began = self._concurrency.begin()
         start = time.monotonic()
         try:
-            answer = self._send(route, content)
-            status = answer.status_code
+            answer = self._send("POST", route + self._query, content)
+            status = answer.status
             billed = 200 <= status < 300 or (status >= 500 and status != 503)
             with self._counting:
                 self._bytes_sent += len(content)
@@ -285,11 +329,8 @@ class Wire:
                 self._seconds += time.monotonic() - start
             if not billed:
                 self.purse.refund()
-        try:
-            found = json.loads(said)
-        except ValueError:
-            found = None
-        if not 200 <= status < 300:  # `ok` counts redirects as success
+        found = _json(said)
+        if not 200 <= status < 300:
             raise self._error(answer, found)
         if not isinstance(found, dict):
             raise BadAnswer("the answer is not a JSON object")
@@ -299,35 +340,32 @@ class Wire:
         """The request's body; made beforehand, so that a turn on the wire is not spent on it."""
         if self._key is not None and self._transport is KeyTransport.BODY:
             body = {**body, "api_key": self._key}
-        return json.dumps(body).encode()
-
-    def _send(self, route: str, content: bytes) -> requests.Response:
-        parameters, headers = {}, {"Content-Type": "application/json"}
-        if self._key is not None:
-            if self._transport is KeyTransport.QUERY:
-                parameters = {"api_key": self._key}
-            elif self._transport is KeyTransport.HEADER:
-                headers["Authorization"] = f"Bearer {self._key}"
         try:
-            return self._session.post(
-                self.base + route,
-                params=parameters,
-                headers=headers,
-                data=content,
-                timeout=self._timeout(),
-                allow_redirects=False,  # a redirect would carry the key to another host
-                stream=True,
+            return pydantic_core.to_json(body)
+        except pydantic_core.PydanticSerializationError:
+            raise JobStopped("a text is not valid Unicode: write it anew") from None
+
+    def _send(self, method: str, path: str, content: bytes | None) -> BaseHTTPResponse:
+        try:
+            return self._pool.urlopen(
+                method,
+                self._path + path,
+                body=content,
+                headers=self._headers,
+                timeout=self._timeout,
+                retries=False,
+                redirect=False,  # it would carry the key to another host
+                assert_same_host=False,
+                preload_content=False,
             )
-        except requests.exceptions.RequestException as error:
-            kind = _NotReached if _never_sent(error) else Outage
+        except trouble.HTTPError as error:
+            sent = not isinstance(error, trouble.NewConnectionError | trouble.ConnectTimeoutError)
+            kind = Outage if sent else _NotReached
             raise kind(f"the API at {self.base} cannot be reached ({_named(error)})") from None
 
-    def _timeout(self) -> tuple[float, float]:
-        return self._settings.api_connect_timeout_s, self._settings.api_read_timeout_s
-
-    def _error(self, answer: requests.Response, found: Any) -> ApiError:
+    def _error(self, answer: BaseHTTPResponse, found: Any) -> ApiError:
         """The contract's table of errors, in one place."""
-        status = answer.status_code
+        status = answer.status
         said = found.get("message") if isinstance(found, dict) else None
         said = said[:200] if isinstance(said, str) and status != 422 else answer.reason or "no word"
         if self._key:
@@ -339,26 +377,36 @@ class Wire:
             return FrameRefused(text)
         if status in (402, 423):
             return JobPaused(f"{text}; see to the account's credits, then run again")
-        if status in (400, 401, 403, 404, 405) or 300 <= status < 400:
-            return JobStopped(f"{text}; check NIGHTREEL_API_URL, NIGHTREEL_API_KEY and the model")
+        if status == 400:
+            return BadRequest(text)
+        if status in (401, 403, 404, 405) or 300 <= status < 400:
+            return JobStopped(f"{text}; {_CHECK_SETTINGS}")
         if status == 500:
             return BadAnswer(text)
         kind = _TooMany if status == 429 else Outage
         return kind(text, _retry_after_s(answer.headers.get("Retry-After")))
 
 
-def _read_capped(answer: requests.Response, deadline_s: float) -> bytes:
+def _json(said: bytes) -> Any:
+    """The value that was said; None for what is no JSON."""
+    try:
+        return pydantic_core.from_json(said, cache_strings="keys")
+    except ValueError:
+        return None
+
+
+def _read_capped(answer: BaseHTTPResponse, deadline_s: float) -> bytes:
     """Read an answer of bounded size in bounded time; a server may drip or flood."""
     start, content = time.monotonic(), bytearray()
     try:
         # read1 returns what has arrived; read would wait for its whole amount, deadline or not.
-        while chunk := answer.raw.read1(1 << 16, decode_content=True):
+        while chunk := answer.read1(1 << 16, decode_content=True):
             content += chunk
             if len(content) > ANSWER_LIMIT_BYTES:
                 raise BadAnswer(f"the answer is larger than {ANSWER_LIMIT_BYTES >> 20} MiB")
             if time.monotonic() - start > deadline_s:
                 raise Outage(f"the answer is not complete after {deadline_s:g} s")
-    except (urllib3.exceptions.HTTPError, OSError):
+    except (trouble.HTTPError, OSError):
         raise Outage("the answer broke off") from None
     finally:
         answer.close()
@@ -374,23 +422,14 @@ def _retry_after_s(header: str | None) -> float | None:
     return min(max(seconds, 0.0), 3600.0) if seconds is not None else None
 
 
-def _never_sent(error: requests.exceptions.RequestException) -> bool:
-    """Whether the request cannot have reached the endpoint, for want of a connection."""
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return True
-    cause = error.args[0] if error.args else None
-    reason = getattr(cause, "reason", None)
-    return isinstance(reason, urllib3.exceptions.NewConnectionError)
-
-
-def _named(error: requests.exceptions.RequestException) -> str:
-    """What went wrong, in words that hold no address; those of requests hold the whole query."""
+def _named(error: trouble.HTTPError) -> str:
+    """What went wrong, in words that hold no address; those of urllib3 hold the whole query."""
     words = {
-        requests.exceptions.ConnectTimeout: "no connection in time",
-        requests.exceptions.ReadTimeout: "no answer in time",
-        requests.exceptions.SSLError: "TLS failed",
-        requests.exceptions.ProxyError: "the proxy refused",
-        requests.exceptions.ChunkedEncodingError: "the connection was cut",
-        requests.exceptions.ConnectionError: "connection refused, reset or name unknown",
+        trouble.ConnectTimeoutError: "no connection in time",
+        trouble.NewConnectionError: "connection refused or name unknown",
+        trouble.ReadTimeoutError: "no answer in time",
+        trouble.SSLError: "TLS failed",
+        trouble.ProxyError: "the proxy refused",
+        trouble.ProtocolError: "the connection was cut",
     }
     return next((said for kind, said in words.items() if isinstance(error, kind)), "failed")

@@ -16,7 +16,15 @@ from storage.exits import MEANINGS, ExitCode
 COMMANDS = {
     "run": "run:run",
     "plan": "plan:plan",
-    "status": "jobs:status",
+    "submit": "submit:submit",
+    "status": "status:status",
+    "jobs": "jobs:jobs",
+    "pause": "jobs:pause",
+    "resume": "jobs:resume",
+    "cancel": "jobs:cancel",
+    "retry": "jobs:retry",
+    "failures": "failures:failures",
+    "purge": "purge:purge",
     "summary": "answers:summary",
     "scenes": "answers:scenes",
     "coverage": "answers:coverage",
@@ -31,6 +39,7 @@ COMMANDS = {
     "sheet": "pictures:sheet",
     "doctor": "doctor:doctor",
     "db": "database:database",
+    "scheduler": "services:scheduler",
     "serve-api": "services:serve_api",
 }
 """Command to `module:object` of this package."""
@@ -38,7 +47,15 @@ COMMANDS = {
 SUMMARIES = {
     "run": "Classify videos on this machine and print a summary.",
     "plan": "Say what classifying videos would take: calls, bytes, time, cost.",
-    "status": "Show how jobs stand.",
+    "submit": "Record a job for the workers of a farm.",
+    "status": "How a job stands: videos, tasks, speed, time left; --wait for its end.",
+    "jobs": "One row a job, newest first.",
+    "pause": "Start no more work of a job.",
+    "resume": "Go on with a paused job.",
+    "cancel": "Give up what of a job is not done.",
+    "retry": "Another try for what has failed.",
+    "failures": "What a job has given up, and why.",
+    "purge": "Delete all that is known of a job or a video.",
     "summary": "One row a video: analysed time, scenes, top labels.",
     "scenes": "One row a scene: start, end, label, confidence.",
     "coverage": "What was analysed and what was not, and why.",
@@ -53,6 +70,7 @@ SUMMARIES = {
     "sheet": "A contact sheet of a video's scenes.",
     "doctor": "Check queue, database, API, codecs: one line a layer.",
     "db": "Create or upgrade the results database.",
+    "scheduler": "Feed submitted jobs to the workers: a service.",
     "serve-api": "Serve the CLIP HTTP API from this machine.",
 }
 
@@ -142,8 +160,9 @@ def _said(error: Exception) -> str:
 
 
 def _unexpected(error: Exception) -> str:
+    said = " ".join(str(error).split())[:500]
     return (
-        f"unexpected {type(error).__name__}: {error} (a fault of nightreel; "
+        f"unexpected {type(error).__name__}: {said} (a fault of nightreel; "
         "NIGHTREEL_DEBUG=1 shows where; the same command resumes)"
     )
 
@@ -155,6 +174,7 @@ def _code_of(error: Exception) -> ExitCode | None:
         ("storage.database", "DatabaseError", ExitCode.DATABASE),
         ("storage.summaries", "NoSuchVideo", ExitCode.USAGE),
         ("storage.ledger", "NoSuchJob", ExitCode.USAGE),
+        ("storage.ledger", "KeyTaken", ExitCode.USAGE),
         ("storage.occurrences", "NoSuchLabel", ExitCode.USAGE),
         ("storage.relabel", "CannotRelabel", ExitCode.USAGE),
         ("scheduler.archive", "ArchiveError", ExitCode.USAGE),

@@ -24,6 +24,8 @@ UNITS = {
     "min": Fraction(60),
     "h": Fraction(3600),
 }
+JOB_ID = click.IntRange(1, 2**31 - 1)
+"""The number of a job."""
 
 
 class Duration(click.ParamType[Fraction]):
@@ -117,7 +119,7 @@ def job_option(command: Command) -> Command:
     return click.option(
         "--job",
         "job_id",
-        type=click.IntRange(1, 2**31 - 1),
+        type=JOB_ID,
         default=None,
         metavar="ID",
         help="Job to ask about.  [default: the latest]",

@@ -6,14 +6,18 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from storage.exits import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Row = Mapping[str, Any]
 Justify = Literal["left", "right"]
@@ -44,8 +48,15 @@ def write_rows(
     """Write `rows` to standard output. `notices` stand below a table, and on standard error beside
     data, so that a warning about the results is never lost and never breaks a parser."""
     said = list(dict.fromkeys(notice for notice in notices if notice))
-    try:
+    with to_standard_output():
         _write(rows, columns, form, said)
+
+
+@contextmanager
+def to_standard_output() -> Iterator[None]:
+    """What is written within reaches its reader, or the reader is gone, or OutputError says why."""
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (`head`, `less`) has seen enough. Python would try to flush once more at exit.
@@ -78,18 +89,24 @@ def _flat(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str]) -> None:
-    from rich import box
+def console() -> Console:
+    """A console on standard output. Into a file or a pipe nothing is folded or cut, whatever the
+    terminal's width."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     class Pipe(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    # Into a file or a pipe nothing is folded or cut, whatever the terminal's width.
-    console = Pipe() if sys.stdout.isatty() else Pipe(width=10_000)
+    return Pipe() if sys.stdout.isatty() else Pipe(width=10_000)
+
+
+def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
     for column in columns:
         table.add_column(column.title, justify=column.justify, overflow="fold")
@@ -100,10 +117,10 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str
             cells[VIDEO] = cells[VIDEO].removeprefix(folder)
         table.add_row(*map(Text, cells.values()))
     if folder:
-        console.print(Text(f"Videos in {folder}", style="dim"))
-    console.print(table)
+        shown.print(Text(f"Videos in {folder}", style="dim"))
+    shown.print(table)
     for notice in notices:
-        console.print(Text(f"NOTE: {notice}", style="bold yellow"))
+        shown.print(Text(f"NOTE: {notice}", style="bold yellow"))
 
 
 def _common_folder(paths: Sequence[str]) -> str:
@@ -150,3 +167,15 @@ def percent(share: float | None) -> str:
     if 0.995 <= share < 1:
         return ">99 %"
     return f"{share:.0%}".replace("%", " %")
+
+
+def utc(milliseconds: int | None) -> str | None:
+    """A moment of the database's clock as data hold it: `2026-11-22T21:05:00Z`."""
+    if milliseconds is None:
+        return None
+    return f"{datetime.fromtimestamp(milliseconds // 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def moment(text: str | None) -> str:
+    """A moment from `utc` as a person reads it: in the time of this place."""
+    return f"{datetime.fromisoformat(text).astimezone():%Y-%m-%d %H:%M}" if text else ""

@@ -113,9 +113,10 @@ def _videos(
 ) -> Iterator[tuple[VideoInfo, Sequence[FrameRange]]]:
     """Each video's facts and ranges, copies once; what is no video is told in `rejected`."""
     from scheduler.archive import Unreadable
-    from scheduler.probing import Asked, probe_all
+    from scheduler.probing import probe_all
     from scheduler.settings import SchedulerSettings
     from storage.records import ArchiveFile, shown_path
+    from workers.probing import Asked
 
     for file in files:
         if isinstance(file, Unreadable):

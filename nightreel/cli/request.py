@@ -1,10 +1,10 @@
-"""What `run` and `plan` are asked in the same words: files, sampling, labels and the API."""
+"""What `run`, `plan` and `submit` are asked in the same words: files, sampling, labels, the API."""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -57,6 +57,12 @@ _OPTIONS = (
         help="Share of the duplicates to send all the same, and to tell how many differ: 1%.",
     ),
     click.option(
+        "--recursive/--no-recursive", default=True, show_default=True, help="Look below folders."
+    ),
+)
+
+_AT_HOME = (
+    click.option(
         "--api",
         "api_url",
         envvar="NIGHTREEL_API_URL",
@@ -71,9 +77,15 @@ _OPTIONS = (
         show_default=True,
         help="Engine of the API at home: CLIP where its weights are had, else the offline one.",
     ),
-    click.option(
-        "--recursive/--no-recursive", default=True, show_default=True, help="Look below folders."
-    ),
+)
+
+_API_OF_THE_WORKERS = click.option(
+    "--api",
+    "api_url",
+    envvar="NIGHTREEL_API_URL",
+    metavar="URL",
+    required=True,
+    help="CLIP HTTP API that the workers use: it says which model the results are of.",
 )
 
 
@@ -190,13 +202,24 @@ class Request:
 
 def request_options(command: Callable[..., int]) -> Callable[..., int]:
     """Add the options; the command gets them together, as its first argument."""
+    return _asked(command, (*_OPTIONS, *_AT_HOME))
 
+
+def farm_request_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The same for a job that other machines work on: the API is theirs, and none is started."""
+    return _asked(command, (*_OPTIONS, _API_OF_THE_WORKERS), engine="clip")
+
+
+def _asked(
+    command: Callable[..., int], options: Sequence[Callable[..., Any]], **fixed: str
+) -> Callable[..., int]:
     @functools.wraps(command)
     def with_request(**given: Any) -> int:
+        given |= fixed
         request = Request(**{field.name: given.pop(field.name) for field in fields(Request)})
         return command(request, **given)
 
-    for option in reversed(_OPTIONS):
+    for option in reversed(options):
         with_request = option(with_request)
     return with_request
 

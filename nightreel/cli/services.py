@@ -1,4 +1,4 @@
-"""`nightreel serve-api`: the API at home as a service."""
+"""Services: `nightreel serve-api` and `nightreel scheduler`."""
 
 from __future__ import annotations
 
@@ -24,3 +24,15 @@ def serve_api(arguments: tuple[str, ...]) -> None:
         raise click.exceptions.Exit(ExitCode.API)
     # The server stands alone (`python -m clipserver`); it takes over this process, signals and all.
     os.execv(sys.executable, [sys.executable, "-m", "clipserver", *arguments])  # noqa: S606
+
+
+@click.command()
+def scheduler() -> None:
+    """Feed submitted jobs to the workers until SIGTERM or Ctrl-C.
+
+    Also gives out again what was lost, closes what is finished and sends what `--notify` asked for.
+    Several may run: one leads, the others wait. Settings come from the environment
+    (docs/settings.md); the workers are `celery -A workers.app worker`.
+    """
+    # It takes over this process, signals and all.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "scheduler"])  # noqa: S606

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Connection, Engine, select, update
 
 from storage.database import reading, writing
 from storage.dialect import insert
@@ -35,14 +35,19 @@ class Reservation:
 def set_budget(engine: Engine, job_id: int, max_calls: int | None) -> None:
     """Let the job make `max_calls` more API calls from now on; None lets it make any number."""
     with writing(engine) as connection:
-        given = {"max_calls": max_calls, "calls_left": max_calls}
-        connection.execute(
-            insert(connection, budgets)
-            .values(job_id=job_id, allowance=1, **given)
-            .on_conflict_do_update(
-                index_elements=["job_id"], set_={**given, "allowance": budgets.c.allowance + 1}
-            )
+        set_budget_in(connection, job_id, max_calls)
+
+
+def set_budget_in(connection: Connection, job_id: int, max_calls: int | None) -> None:
+    """`set_budget` within a transaction."""
+    given = {"max_calls": max_calls, "calls_left": max_calls}
+    connection.execute(
+        insert(connection, budgets)
+        .values(job_id=job_id, allowance=1, **given)
+        .on_conflict_do_update(
+            index_elements=["job_id"], set_={**given, "allowance": budgets.c.allowance + 1}
         )
+    )
 
 
 def reserve_calls(engine: Engine, job_id: int, calls: int) -> Reservation | None:

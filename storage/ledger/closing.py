@@ -16,6 +16,7 @@ from storage.columns import SampleColumns, columns_in
 from storage.database import reading, writing
 from storage.dialect import Now, upsert
 from storage.flags import flag_rows
+from storage.ledger.events import job_closed
 from storage.ledger.job import JobState
 from storage.records import Fit, Gap, GapKind, Sampling, Scene, TaskState, VideoState
 from storage.results import gaps_in, labels_in
@@ -245,8 +246,11 @@ def _close_jobs(engine: Engine, job_id: int | None) -> None:
         if connection.scalar(select(jobs.c.id).where(finished).limit(1)) is None:
             return
     with writing(engine) as connection:
-        connection.execute(
+        closed = connection.scalars(
             update(jobs)
             .where(finished)
             .values(state=JobState.CLOSED, pause_kind=None, pause_reason=None, closed_ms=Now())
-        )
+            .returning(jobs.c.id)
+        ).all()
+        for one in closed:
+            job_closed(connection, one)

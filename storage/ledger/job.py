@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, case, delete, exists, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    RowMapping,
+    case,
+    delete,
+    exists,
+    or_,
+    select,
+    update,
+)
 
 from storage.database import reading, writing
 from storage.dialect import Now, insert, one_line, upsert
-from storage.records import Fit, JobSpec, LabelSet, Sampling, TaskState, VideoState
+from storage.ledger.budget import set_budget_in
+from storage.ledger.listing import add_probes, again
+from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling, TaskState, VideoState
 from storage.schema import (
     IN_FLIGHT,
     OPEN,
     files,
     gaps,
+    in_flight,
     job_videos,
     jobs,
     label_examples,
     label_sets,
     labels,
+    probes,
+    still_open,
     tasks,
 )
 
@@ -41,6 +58,10 @@ class NoSuchJob(Exception):
     """The database holds no such job."""
 
 
+class KeyTaken(Exception):
+    """The key that a person chose is that of another job, which asks for something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job as the database holds it."""
@@ -57,6 +78,13 @@ class Job:
     label_set_id: int
     model: str
     notice: str | None
+    request: str
+    tag: str | None
+    submitted: bool
+    """Whether the scheduler service feeds it; the run that opened it does otherwise."""
+    task_us: int
+    served: float
+    notify_url: str | None
     pause_kind: str | None
     pause_reason: str | None
     created_ms: int
@@ -76,11 +104,27 @@ def job_of(row: RowMapping, *, created: bool = False) -> Job:
     return Job(**fields, created=created)
 
 
-def open_job(engine: Engine, spec: JobSpec, *, priority: int = 0) -> Job:
+def open_job(
+    engine: Engine,
+    spec: JobSpec,
+    *,
+    priority: int = 0,
+    tag: str | None = None,
+    notify_url: str | None = None,
+    task_us: int = 60_000_000,
+    max_calls: int | None = None,
+    files: Sequence[ArchiveFile] | None = None,
+    unreadable: Mapping[bytes, str] = MappingProxyType({}),
+) -> Job:
     """The job of the spec's key, made if there is none; planning of it is open again.
 
-    Jobs of higher priority are fed first. What the database holds of an older job stays as it is.
+    `files`, if given, are recorded with it in one transaction: the job is submitted, and workers
+    probe and plan them; `unreadable` names what cannot even be looked at, with reasons, and
+    `max_calls` is its budget from now on. What the database holds of an older job stays as it is,
+    but for priority, tag and address of one that is submitted again. Raises KeyTaken.
     """
+    submitted = files is not None
+    anew = {"priority": priority, "tag": tag, "notify_url": notify_url, "submitted": True}
     with writing(engine) as connection:
         label_set_id = _store_label_set(connection, spec.labels)
         made = connection.execute(
@@ -97,14 +141,31 @@ def open_job(engine: Engine, spec: JobSpec, *, priority: int = 0) -> Job:
                 label_set_id=label_set_id,
                 model=spec.model,
                 notice=spec.notice,
+                request=spec.request,
+                tag=tag,
+                submitted=submitted,
+                task_us=task_us,
+                served=0.0,
+                notify_url=notify_url,
                 created_ms=Now(),
                 opened_ms=Now(),
             )
             .on_conflict_do_nothing(index_elements=["key"])
             .returning(jobs.c.id)
         ).scalar()
-        job_id = connection.scalars(select(jobs.c.id).where(jobs.c.key == spec.key)).one()
-        reopen(connection, job_id, planning_finished=False, opened_ms=Now())
+        found = select(jobs.c.id, jobs.c.request).where(jobs.c.key == spec.key)
+        job_id, request = connection.execute(found).one()
+        if request != spec.request:
+            raise KeyTaken(
+                f"this key is that of job {job_id}, which asks for other files, labels or "
+                "sampling: choose another key"
+            )
+        values = anew if submitted and made is None else {}
+        reopen(connection, job_id, planning_finished=False, opened_ms=Now(), **values)
+        if files is not None:
+            add_probes(connection, job_id, files, unreadable)
+            if max_calls is not None:
+                set_budget_in(connection, job_id, max_calls)
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one()
     return job_of(row, created=made is not None)
 
@@ -152,7 +213,7 @@ def get_job(engine: Engine, job_id: int) -> Job:
     with reading(engine) as connection:
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().first()
     if row is None:
-        raise NoSuchJob(f"there is no job {job_id}: `nightreel status` lists those there are")
+        raise NoSuchJob(f"there is no job {job_id}: `nightreel jobs` lists those there are")
     return job_of(row)
 
 
@@ -197,7 +258,7 @@ def reopen_planning(engine: Engine, job_id: int) -> None:
         reopen(connection, job_id, planning_finished=False)
 
 
-def reopen(connection: Connection, job_id: int, **values: bool | Now) -> None:
+def reopen(connection: Connection, job_id: int, **values: Any) -> None:
     """Within a transaction: a closed job runs again; `values` are set on any job."""
     running = case((jobs.c.state == JobState.CLOSED, JobState.RUNNING), else_=jobs.c.state)
     connection.execute(
@@ -216,12 +277,17 @@ def pause_job(engine: Engine, job_id: int, kind: str, reason: str) -> None:
             .where(jobs.c.id == job_id, jobs.c.state != JobState.CLOSED)
             .values(state=JobState.PAUSED, pause_kind=kind, pause_reason=one_line(reason))
         )
-        # Messages on their way are turned down by `claim`; the tasks are fed anew on resuming.
-        connection.execute(
-            update(tasks)
-            .where(IN_FLIGHT, tasks.c.job_id == job_id, tasks.c.state == TaskState.QUEUED)
-            .values(state=TaskState.PENDING, queued_ms=None)
-        )
+        # Messages on their way are turned down by `claim`; the work is fed anew on resuming.
+        for table in (tasks, probes):
+            connection.execute(
+                update(table)
+                .where(
+                    in_flight(table),
+                    table.c.job_id == job_id,
+                    table.c.state == TaskState.QUEUED,
+                )
+                .values(state=TaskState.PENDING, queued_ms=None)
+            )
 
 
 def resume_job(engine: Engine, job_id: int) -> None:
@@ -285,43 +351,69 @@ def expire_leases(engine: Engine, job_id: int, dead: Collection[str]) -> int:
 
 
 def cancel_job(engine: Engine, job_id: int) -> int:
-    """Give up all of the job's tasks that are not finished, and return their number.
+    """Give up all of the job's tasks that are not finished, and return their number; files that
+    are not probed yet are not planned any more.
 
     Their time becomes gaps when the videos close; work under lease can no longer commit.
     """
+    given_up = {
+        "state": TaskState.CANCELLED,
+        "queued_ms": None,
+        "lease_until_ms": None,
+        "done_ms": Now(),
+    }
     with writing(engine) as connection:
-        return connection.execute(
-            update(tasks)
-            .where(OPEN, tasks.c.job_id == job_id)
-            .values(state=TaskState.CANCELLED, queued_ms=None, lease_until_ms=None)
+        connection.execute(
+            update(probes).where(still_open(probes), probes.c.job_id == job_id).values(given_up)
+        )
+        cancelled = connection.execute(
+            update(tasks).where(OPEN, tasks.c.job_id == job_id).values(given_up)
         ).rowcount
+        # A paused job would not be closed otherwise.
+        connection.execute(
+            update(jobs)
+            .where(jobs.c.id == job_id, jobs.c.state != JobState.CLOSED)
+            .values(state=JobState.RUNNING, pause_kind=None, pause_reason=None)
+        )
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(planning_finished=True))
+    return cancelled
 
 
-def retry_job(engine: Engine, job_id: int) -> int:
+def retry_job(
+    engine: Engine, job_id: int, *, kind: str | None = None, video_id: int | None = None
+) -> int:
     """Give the failed and cancelled tasks of the job's closed videos all their attempts again, and
-    return their number; the videos and the job are open again."""
-    lost = tasks.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
+    return their number, that of files to be probed again included; the videos and the job are open
+    again. `kind` and `video_id` choose among them: the kind of error, one video.
+    """
+    lost: ColumnElement[bool] = tasks.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
+    if kind is not None:
+        lost &= tasks.c.error_kind == kind
+    if video_id is not None:
+        lost &= tasks.c.video_id == video_id
     closed = exists().where(
         job_videos.c.job_id == tasks.c.job_id,
         job_videos.c.video_id == tasks.c.video_id,
         job_videos.c.state != VideoState.RUNNING,
     )
     with writing(engine) as connection:
-        again = (
+        probed_again = again(connection, job_id, kind=kind, video_id=video_id)
+        found = connection.execute(
             select(tasks.c.id, tasks.c.video_id)
             .where(tasks.c.job_id == job_id, lost, closed)
             .with_for_update()
-        )
-        found = connection.execute(again).all()
+        ).all()
+        if probed_again:
+            reopen(connection, job_id, planning_finished=False)
         if not found:
-            return 0
+            return probed_again
         # The gaps of a lost task were written when its video was closed.
         ids = select(tasks.c.id).where(tasks.c.job_id == job_id, lost, closed)
         connection.execute(delete(gaps).where(gaps.c.task_id.in_(ids)))
         connection.execute(
             update(tasks)
             .where(tasks.c.id.in_(ids))
-            .values(state=TaskState.PENDING, attempts=0, not_before_ms=0)
+            .values(state=TaskState.PENDING, attempts=0, not_before_ms=0, done_ms=None)
         )
         waiting = exists().where(
             OPEN, tasks.c.job_id == job_videos.c.job_id, tasks.c.video_id == job_videos.c.video_id
@@ -338,4 +430,4 @@ def retry_job(engine: Engine, job_id: int) -> int:
             )
         )
         reopen(connection, job_id)
-    return len(found)
+    return len(found) + probed_again

@@ -1,8 +1,9 @@
-"""A task's way through the ledger: pending, queued, leased, done or failed.
+"""The way of a unit of work through the ledger: pending, queued, leased, done or failed.
 
-Every step is one short transaction, and the last word is always the row's: `state`, and the
-`fence` that each claim counts up, so that whoever held an older claim can write nothing any more.
-Leases and delays are held to the database's clock.
+A unit is a task (a range to classify) or a probe (a file to plan). Every step is one short
+transaction, and the last word is always the row's: `state`, and the `fence` that each claim counts
+up, so that whoever held an older claim can write nothing any more. Leases and delays are held to
+the database's clock.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import (
     ColumnElement,
+    Connection,
     Engine,
     Integer,
+    Table,
     and_,
     case,
     cast,
-    func,
     literal,
     or_,
     select,
@@ -29,16 +31,18 @@ from storage.dialect import Now, lock_ledger, one_line
 from storage.ledger.job import JobState
 from storage.ledger.planning import info_of
 from storage.records import Fit, FrameRange, Sampling, TaskState, VideoInfo
-from storage.schema import IN_FLIGHT, PENDING, files, held, jobs, tasks, videos
+from storage.schema import files, held, in_flight, jobs, probes, tasks, videos
 
 MAX_ATTEMPTS = 5
-"""Attempts of a task whose workers vanish, after which it has failed."""
-
-LARGEST_FEED = 10_000
-"""Tasks that one call marks at most: a statement's parameters are bounded."""
+"""Attempts at work whose workers vanish, after which it has failed."""
 
 WORKER_LOST = "worker-lost"
-"""Error kind of a task whose lease ran out."""
+"""Error kind of work whose lease ran out."""
+
+INCOMPATIBLE = "incompatible-plan"
+"""Error kind of a task that waits for a worker of the release that planned it."""
+
+INCOMPATIBLE_REST_S = 60.0
 
 
 class IncompatiblePlan(Exception):
@@ -79,83 +83,55 @@ class SweepCount:
     """Leases that ran out on the last attempt."""
 
 
-def feed(engine: Engine, window: int, job_id: int | None = None) -> list[int]:
-    """Mark due tasks as queued, as many as fit into the window, and return their ids in the order
-    to publish them; publish, or `unqueue` them.
-
-    At most `window` tasks are queued or leased at a time, of all jobs or of `job_id` alone. Jobs
-    go by priority, then by age; within a job every video's first range goes before any second.
-    """
-    of_job = literal(True) if job_id is None else tasks.c.job_id == job_id
-    wanted = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING)
-    if job_id is not None:
-        wanted = wanted.where(jobs.c.id == job_id)
-    with writing(engine) as connection:
-        lock_ledger(connection)
-        in_flight = connection.scalars(
-            select(func.count()).select_from(tasks).where(IN_FLIGHT, of_job)
-        ).one()
-        room = min(window - in_flight, LARGEST_FEED)
-        fed: list[int] = []
-        for one in connection.scalars(wanted.order_by(jobs.c.priority.desc(), jobs.c.id)).all():
-            if len(fed) >= room:
-                break
-            fed += connection.scalars(
-                select(tasks.c.id)
-                .where(PENDING, tasks.c.job_id == one, tasks.c.not_before_ms <= Now())
-                .order_by(tasks.c.ordinal, tasks.c.video_id)
-                .limit(room - len(fed))
-                .with_for_update(skip_locked=True)
-            ).all()
-        if fed:
-            connection.execute(
-                update(tasks)
-                .where(tasks.c.id.in_(fed))
-                .values(state=TaskState.QUEUED, queued_ms=Now())
-            )
-    return fed
-
-
-def unqueue(engine: Engine, task_ids: Sequence[int]) -> None:
-    """Take back tasks whose publishing failed; those that a worker has claimed are left alone."""
-    if not task_ids:
+def unqueue(engine: Engine, ids: Sequence[int], table: Table = tasks) -> None:
+    """Take back work whose publishing failed; what a worker has claimed is left alone."""
+    if not ids:
         return
     with writing(engine) as connection:
         connection.execute(
-            update(tasks)
-            .where(tasks.c.id.in_(task_ids), tasks.c.state == TaskState.QUEUED)
+            update(table)
+            .where(table.c.id.in_(ids), table.c.state == TaskState.QUEUED)
             .values(state=TaskState.PENDING, queued_ms=None)
         )
+
+
+def take(
+    connection: Connection, table: Table, row_id: int, worker: str, lease_s: float
+) -> int | None:
+    """Within a transaction: lease the row to this worker and return the fence of the claim, or
+    None where it is done, at work elsewhere, not due, its job is paused, or it does not exist."""
+    waiting = table.c.state.in_([TaskState.PENDING, TaskState.QUEUED])
+    orphaned = and_(_expired(table), table.c.attempts < MAX_ATTEMPTS)
+    job_state = select(jobs.c.state).where(jobs.c.id == table.c.job_id).scalar_subquery()
+    fence: int | None = connection.scalar(
+        update(table)
+        .where(
+            table.c.id == row_id,
+            or_(waiting, orphaned),
+            table.c.not_before_ms <= Now(),
+            job_state == JobState.RUNNING,
+        )
+        .values(
+            state=TaskState.LEASED,
+            attempts=table.c.attempts + 1,
+            fence=table.c.fence + 1,
+            queued_ms=None,
+            lease_until_ms=after(lease_s),
+            worker=worker,
+        )
+        .returning(table.c.fence)
+    )
+    return fence
 
 
 def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | None:
     """Lease the task to this worker, or None where the ledger has no use for that: it is done, at
     work elsewhere, not due, its job is paused, or it does not exist. Then drop the message.
 
-    Raises IncompatiblePlan, and leaves the task for a worker that can.
+    Raises IncompatiblePlan, and leaves the task, with that as its error, for a worker that can.
     """
-    waiting = tasks.c.state.in_([TaskState.PENDING, TaskState.QUEUED])
-    orphaned = and_(_expired(), tasks.c.attempts < MAX_ATTEMPTS)
-    job_state = select(jobs.c.state).where(jobs.c.id == tasks.c.job_id).scalar_subquery()
     with writing(engine) as connection:
-        fence = connection.scalar(
-            update(tasks)
-            .where(
-                tasks.c.id == task_id,
-                or_(waiting, orphaned),
-                tasks.c.not_before_ms <= Now(),
-                job_state == JobState.RUNNING,
-            )
-            .values(
-                state=TaskState.LEASED,
-                attempts=tasks.c.attempts + 1,
-                fence=tasks.c.fence + 1,
-                queued_ms=None,
-                lease_until_ms=_after(lease_s),
-                worker=worker,
-            )
-            .returning(tasks.c.fence)
-        )
+        fence = take(connection, tasks, task_id, worker, lease_s)
         if fence is None:
             return None
         row = (
@@ -184,10 +160,11 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
             .where(files.c.video_id == row["video_id"])
             .order_by(files.c.seen_ms.desc(), files.c.id.desc())
         ).all()
-        try:
-            frame_range = FrameRange.from_json(row["plan"])
-        except ValueError as error:
-            raise IncompatiblePlan(str(error)) from error
+    try:
+        frame_range = FrameRange.from_json(row["plan"])
+    except ValueError as error:
+        release(engine, task_id, fence, INCOMPATIBLE_REST_S, INCOMPATIBLE, str(error))
+        raise IncompatiblePlan(str(error)) from error
     return Claim(
         task_id=task_id,
         fence=fence,
@@ -206,28 +183,36 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
     )
 
 
-def heartbeat(engine: Engine, task_id: int, fence: int, lease_s: float) -> bool:
+def heartbeat(
+    engine: Engine, row_id: int, fence: int, lease_s: float, table: Table = tasks
+) -> bool:
     """Extend the lease from now on; False where the claim no longer holds."""
     with writing(engine) as connection:
         extended = connection.execute(
-            update(tasks).where(held(task_id, fence)).values(lease_until_ms=_after(lease_s))
+            update(table).where(held(row_id, fence, table)).values(lease_until_ms=after(lease_s))
         )
     return extended.rowcount == 1
 
 
 def release(  # noqa: PLR0917
-    engine: Engine, task_id: int, fence: int, delay_s: float, kind: str, message: str
+    engine: Engine,
+    row_id: int,
+    fence: int,
+    delay_s: float,
+    kind: str,
+    message: str,
+    table: Table = tasks,
 ) -> bool:
-    """Put the task back for at least `delay_s` seconds and give it the attempt back: what stopped
+    """Put the work back for at least `delay_s` seconds and give it the attempt back: what stopped
     it was no fault of its own. False where the claim no longer holds."""
     with writing(engine) as connection:
         released = connection.execute(
-            update(tasks)
-            .where(held(task_id, fence))
+            update(table)
+            .where(held(row_id, fence, table))
             .values(
                 state=TaskState.PENDING,
-                attempts=tasks.c.attempts - 1,
-                not_before_ms=_after(delay_s),
+                attempts=table.c.attempts - 1,
+                not_before_ms=after(delay_s),
                 lease_until_ms=None,
                 error_kind=kind,
                 error=one_line(message),
@@ -238,69 +223,76 @@ def release(  # noqa: PLR0917
 
 def give_back(  # noqa: PLR0917
     engine: Engine,
-    task_id: int,
+    row_id: int,
     fence: int,
     kind: str,
     message: str,
     max_attempts: int,
     backoff_s: float,
+    table: Table = tasks,
 ) -> TaskState:
-    """Put the task back for at least `backoff_s` seconds, the attempt spent; failed where it was
-    the last one. Returns the task's state, which is another's doing where the claim no longer
+    """Put the work back for at least `backoff_s` seconds, the attempt spent; failed where it was
+    the last one. Returns the row's state, which is another's doing where the claim no longer
     holds."""
-    spent = tasks.c.attempts >= max_attempts
+    spent = table.c.attempts >= max_attempts
     with writing(engine) as connection:
         connection.execute(
-            update(tasks)
-            .where(held(task_id, fence))
+            update(table)
+            .where(held(row_id, fence, table))
             .values(
                 state=case((spent, TaskState.FAILED), else_=TaskState.PENDING),
-                not_before_ms=_after(backoff_s),
+                done_ms=case((spent, Now()), else_=None),
+                not_before_ms=after(backoff_s),
                 lease_until_ms=None,
                 error_kind=kind,
                 error=one_line(message),
             )
         )
         return TaskState(
-            connection.scalars(select(tasks.c.state).where(tasks.c.id == task_id)).one()
+            connection.scalars(select(table.c.state).where(table.c.id == row_id)).one()
         )
 
 
 def sweep(engine: Engine, queued_timeout_s: float, max_attempts: int = MAX_ATTEMPTS) -> SweepCount:
     """Find what was lost: leases of vanished workers, and messages that no worker answered.
 
-    A task whose workers vanish `max_attempts` times has failed: it may be what kills them.
+    Work whose workers vanish `max_attempts` times has failed: it may be what kills them.
     """
-    spent = tasks.c.attempts >= max_attempts
+    expired = unqueued = failed = 0
     with writing(engine) as connection:
         lock_ledger(connection)
-        states = connection.scalars(
-            update(tasks)
-            .where(IN_FLIGHT, _expired())
-            .values(
-                state=case((spent, TaskState.FAILED), else_=TaskState.PENDING),
-                lease_until_ms=None,
-                error_kind=WORKER_LOST,
-                error="the worker that ran it vanished or hung: its lease ran out",
-            )
-            .returning(tasks.c.state)
-        ).all()
-        unqueued = connection.execute(
-            update(tasks)
-            .where(
-                IN_FLIGHT,
-                tasks.c.state == TaskState.QUEUED,
-                tasks.c.queued_ms <= _after(-queued_timeout_s),
-            )
-            .values(state=TaskState.PENDING, queued_ms=None)
-        ).rowcount
-    failed = states.count(TaskState.FAILED)
-    return SweepCount(expired=len(states) - failed, unqueued=unqueued, failed=failed)
+        for table in (tasks, probes):
+            spent = table.c.attempts >= max_attempts
+            states = connection.scalars(
+                update(table)
+                .where(in_flight(table), _expired(table))
+                .values(
+                    state=case((spent, TaskState.FAILED), else_=TaskState.PENDING),
+                    done_ms=case((spent, Now()), else_=None),
+                    lease_until_ms=None,
+                    error_kind=WORKER_LOST,
+                    error="the worker that ran it vanished or hung: its lease ran out",
+                )
+                .returning(table.c.state)
+            ).all()
+            unqueued += connection.execute(
+                update(table)
+                .where(
+                    in_flight(table),
+                    table.c.state == TaskState.QUEUED,
+                    table.c.queued_ms <= after(-queued_timeout_s),
+                )
+                .values(state=TaskState.PENDING, queued_ms=None)
+            ).rowcount
+            failed += states.count(TaskState.FAILED)
+            expired += states.count(TaskState.PENDING)
+    return SweepCount(expired=expired, unqueued=unqueued, failed=failed)
 
 
-def _expired() -> ColumnElement[bool]:
-    return and_(tasks.c.state == TaskState.LEASED, tasks.c.lease_until_ms <= Now())
+def _expired(table: Table) -> ColumnElement[bool]:
+    return and_(table.c.state == TaskState.LEASED, table.c.lease_until_ms <= Now())
 
 
-def _after(seconds: float) -> ColumnElement[int]:
+def after(seconds: float) -> ColumnElement[int]:
+    """The moment `seconds` from now, by the database's clock."""
     return Now() + cast(literal(round(seconds * 1000)), Integer)

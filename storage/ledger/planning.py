@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from fractions import Fraction
@@ -16,6 +16,7 @@ from sqlalchemy import insert as plain_insert
 from storage.database import reading, writing
 from storage.dialect import Now, insert, one_line
 from storage.ledger.job import reopen
+from storage.ledger.listing import path_key
 from storage.recorded import recorded
 from storage.records import (
     ArchiveFile,
@@ -34,24 +35,31 @@ def register_file(engine: Engine, file: ArchiveFile, content_id: str) -> int:
     The same content elsewhere is the same video; other content at the same path is another one.
     """
     with writing(engine) as connection:
-        connection.execute(
-            insert(connection, videos)
-            .values(content_id=content_id)
-            .on_conflict_do_nothing(index_elements=["content_id"])
+        return register_in(connection, file, content_id)
+
+
+def register_in(connection: Connection, file: ArchiveFile, content_id: str) -> int:
+    """`register_file` within a transaction."""
+    connection.execute(
+        insert(connection, videos)
+        .values(content_id=content_id)
+        .on_conflict_do_nothing(index_elements=["content_id"])
+    )
+    known = select(videos.c.id).where(videos.c.content_id == content_id)
+    video_id = connection.scalars(known).one()
+    found = {
+        "size_bytes": file.size_bytes,
+        "mtime_ns": file.mtime_ns,
+        "video_id": video_id,
+        "seen_ms": Now(),
+    }
+    connection.execute(
+        insert(connection, files)
+        .values(
+            path_sha256=path_key(file.path_raw), path_raw=file.path_raw, path=file.shown, **found
         )
-        known = select(videos.c.id).where(videos.c.content_id == content_id)
-        video_id = connection.scalars(known).one()
-        found = {
-            "size_bytes": file.size_bytes,
-            "mtime_ns": file.mtime_ns,
-            "video_id": video_id,
-            "seen_ms": Now(),
-        }
-        connection.execute(
-            insert(connection, files)
-            .values(path_sha256=_path_key(file), path_raw=file.path_raw, path=file.shown, **found)
-            .on_conflict_do_update(index_elements=["path_sha256"], set_=found)
-        )
+        .on_conflict_do_update(index_elements=["path_sha256"], set_=found)
+    )
     return int(video_id)
 
 
@@ -61,15 +69,11 @@ def known_video(engine: Engine, file: ArchiveFile) -> int | None:
     with reading(engine) as connection:
         return connection.scalar(
             select(files.c.video_id).where(
-                files.c.path_sha256 == _path_key(file),
+                files.c.path_sha256 == path_key(file.path_raw),
                 files.c.size_bytes == file.size_bytes,
                 files.c.mtime_ns == file.mtime_ns,
             )
         )
-
-
-def _path_key(file: ArchiveFile) -> bytes:
-    return hashlib.sha256(file.path_raw).digest()
 
 
 def video_in_job(engine: Engine, job_id: int, video_id: int) -> VideoState | None:
@@ -91,53 +95,64 @@ def plan_video(
     Planning again changes nothing, save for a video that had been rejected. ValueError where the
     ranges do not tile [0, `info.duration_us`): what no task answers for would be lost in silence.
     """
+    with writing(engine) as connection:
+        plan_in(connection, job_id, video_id, info, ranges)
+
+
+def plan_in(
+    connection: Connection,
+    job_id: int,
+    video_id: int,
+    info: VideoInfo,
+    ranges: Sequence[FrameRange],
+) -> None:
+    """`plan_video` within a transaction."""
     _check_tiling(ranges, info.duration_us)
     planned = {"state": VideoState.RUNNING, "duration_us": info.duration_us, "analysed_us": 0}
-    with writing(engine) as connection:
-        statement = insert(connection, job_videos).values(
-            job_id=job_id, video_id=video_id, opening=1, **planned
+    statement = insert(connection, job_videos).values(
+        job_id=job_id, video_id=video_id, opening=1, **planned
+    )
+    new = connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["job_id", "video_id"],
+            set_={
+                **planned,
+                "opening": job_videos.c.opening + 1,
+                "reason_kind": None,
+                "reason": None,
+                "closed_ms": None,
+            },
+            where=job_videos.c.state == VideoState.REJECTED,
+        ).returning(job_videos.c.video_id)
+    ).first()
+    if new is None:
+        return
+    facts = columns_of(info) | _recorded(connection, video_id, info)
+    connection.execute(update(videos).where(videos.c.id == video_id).values(facts))
+    if ranges:
+        connection.execute(
+            plain_insert(tasks),
+            [
+                {
+                    "job_id": job_id,
+                    "video_id": video_id,
+                    "ordinal": ordinal,
+                    "bucket_start": one.bucket_start,
+                    "bucket_end": one.bucket_end,
+                    "start_us": one.start_us,
+                    "end_us": one.end_us,
+                    "plan": one.to_json(),
+                    "state": TaskState.PENDING,
+                    "attempts": 0,
+                    "fence": 0,
+                    "not_before_ms": 0,
+                    "samples": 0,
+                    "gap_us": 0,
+                }
+                for ordinal, one in enumerate(ranges)
+            ],
         )
-        new = connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["job_id", "video_id"],
-                set_={
-                    **planned,
-                    "opening": job_videos.c.opening + 1,
-                    "reason_kind": None,
-                    "reason": None,
-                    "closed_ms": None,
-                },
-                where=job_videos.c.state == VideoState.REJECTED,
-            ).returning(job_videos.c.video_id)
-        ).first()
-        if new is None:
-            return
-        facts = columns_of(info) | _recorded(connection, video_id, info)
-        connection.execute(update(videos).where(videos.c.id == video_id).values(facts))
-        if ranges:
-            connection.execute(
-                plain_insert(tasks),
-                [
-                    {
-                        "job_id": job_id,
-                        "video_id": video_id,
-                        "ordinal": ordinal,
-                        "bucket_start": one.bucket_start,
-                        "bucket_end": one.bucket_end,
-                        "start_us": one.start_us,
-                        "end_us": one.end_us,
-                        "plan": one.to_json(),
-                        "state": TaskState.PENDING,
-                        "attempts": 0,
-                        "fence": 0,
-                        "not_before_ms": 0,
-                        "samples": 0,
-                        "gap_us": 0,
-                    }
-                    for ordinal, one in enumerate(ranges)
-                ],
-            )
-        reopen(connection, job_id)
+    reopen(connection, job_id)
 
 
 def _recorded(connection: Connection, video_id: int, info: VideoInfo) -> dict[str, str]:
@@ -222,25 +237,48 @@ def _check_tiling(ranges: Sequence[FrameRange], duration_us: int) -> None:
 
 def reject_video(engine: Engine, job_id: int, video_id: int, kind: str, reason: str) -> None:
     """Record that the job cannot read this video, and why; a planned one stays planned."""
-    why = {"reason_kind": kind, "reason": one_line(reason), "closed_ms": Now()}
     with writing(engine) as connection:
-        connection.execute(
-            insert(connection, job_videos)
-            .values(
-                job_id=job_id,
-                video_id=video_id,
-                state=VideoState.REJECTED,
-                duration_us=0,
-                analysed_us=0,
-                opening=0,
-                **why,
-            )
-            .on_conflict_do_update(
-                index_elements=["job_id", "video_id"],
-                set_=why,
-                where=job_videos.c.state == VideoState.REJECTED,
-            )
+        reject_in(connection, job_id, video_id, kind, reason)
+
+
+def reject_in(connection: Connection, job_id: int, video_id: int, kind: str, reason: str) -> None:
+    """`reject_video` within a transaction."""
+    why = {"reason_kind": kind, "reason": one_line(reason), "closed_ms": Now()}
+    connection.execute(
+        insert(connection, job_videos)
+        .values(
+            job_id=job_id,
+            video_id=video_id,
+            state=VideoState.REJECTED,
+            duration_us=0,
+            analysed_us=0,
+            opening=0,
+            **why,
         )
+        .on_conflict_do_update(
+            index_elements=["job_id", "video_id"],
+            set_=why,
+            where=job_videos.c.state == VideoState.REJECTED,
+        )
+    )
+
+
+def reject_unread(engine: Engine, job_id: int, path_raw: bytes, kind: str, reason: str) -> int:
+    """Reject a file whose content, and so its identity, is unknown, and return its number. It
+    stands under its name, with a size no file has, so that every run looks at it anew."""
+    with writing(engine) as connection:
+        return reject_unread_in(connection, job_id, path_raw, kind, reason)
+
+
+def reject_unread_in(
+    connection: Connection, job_id: int, path_raw: bytes, kind: str, reason: str
+) -> int:
+    """`reject_unread` within a transaction."""
+    named = path_key(path_raw).hex()
+    file = ArchiveFile(os.fsdecode(path_raw), -1, -1)
+    video_id = register_in(connection, file, f"unread:{named}")
+    reject_in(connection, job_id, video_id, kind, reason)
+    return video_id
 
 
 def columns_of(info: VideoInfo) -> dict[str, Any]:

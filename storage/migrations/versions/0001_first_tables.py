@@ -116,6 +116,12 @@ def upgrade() -> None:
         sa.Column("label_set_id", _ID, nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("notice", sa.Text()),
+        sa.Column("request", sa.Text(), nullable=False),
+        sa.Column("tag", sa.Text()),
+        sa.Column("submitted", sa.Boolean(), nullable=False),
+        sa.Column("task_us", sa.BigInteger(), nullable=False),
+        sa.Column("served", sa.Double(), nullable=False),
+        sa.Column("notify_url", sa.Text()),
         sa.Column("pause_kind", sa.Text()),
         sa.Column("pause_reason", sa.Text()),
         sa.Column("created_ms", sa.BigInteger(), nullable=False),
@@ -299,6 +305,75 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('pending', 'queued', 'leased')"),
     )
     op.create_table(
+        "probes",
+        sa.Column("id", _ID, nullable=False),
+        sa.Column("job_id", _ID, nullable=False),
+        sa.Column("path_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("path_raw", sa.LargeBinary(), nullable=False),
+        sa.Column("size_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("mtime_ns", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("not_before_ms", sa.BigInteger(), nullable=False),
+        sa.Column("queued_ms", sa.BigInteger()),
+        sa.Column("lease_until_ms", sa.BigInteger()),
+        sa.Column("done_ms", sa.BigInteger()),
+        sa.Column("worker", sa.Text()),
+        sa.Column("error_kind", sa.Text()),
+        sa.Column("error", sa.Text()),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_probes_job_id"),
+        sa.PrimaryKeyConstraint("id", name="pk_probes"),
+        sa.UniqueConstraint("job_id", "path_sha256", name="uq_probes_job_id"),
+    )
+    op.create_index(
+        "ix_probes_feed",
+        "probes",
+        ["job_id", "id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'pending'"),
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        "ix_probes_in_flight",
+        "probes",
+        ["lease_until_ms"],
+        unique=False,
+        sqlite_where=sa.text("state IN ('queued', 'leased')"),
+        postgresql_where=sa.text("state IN ('queued', 'leased')"),
+    )
+    op.create_index(
+        "ix_probes_open",
+        "probes",
+        ["job_id"],
+        unique=False,
+        sqlite_where=sa.text("state IN ('pending', 'queued', 'leased')"),
+        postgresql_where=sa.text("state IN ('pending', 'queued', 'leased')"),
+    )
+    op.create_table(
+        "leaders",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("holder", sa.Text(), nullable=False),
+        sa.Column("until_ms", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name="pk_leaders"),
+    )
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("job_id", _ID, nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("url", sa.Text(), nullable=False),
+        sa.Column("body", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("not_before_ms", sa.BigInteger(), nullable=False),
+        sa.Column("created_ms", sa.BigInteger(), nullable=False),
+        sa.Column("delivered_ms", sa.BigInteger()),
+        sa.Column("error", sa.Text()),
+        sa.PrimaryKeyConstraint("id", name="pk_events"),
+    )
+    op.create_index("ix_events_job_id", "events", ["job_id"], unique=False)
+    op.create_table(
         "gaps",
         sa.Column("job_id", _ID, nullable=False),
         sa.Column("video_id", _ID, nullable=False),
@@ -349,9 +424,12 @@ def downgrade() -> None:
     for name in reversed(names):
         op.execute(f"DROP VIEW {name}")
     for table in (
+        "events",
+        "leaders",
         "usage",
         "predictions",
         "gaps",
+        "probes",
         "tasks",
         "scenes",
         "samples",

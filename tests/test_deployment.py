@@ -1,0 +1,834 @@
+"""The deployment's files say what they must, and what they start works as they say.
+
+No engine runs here: the compose file is checked against its specification, and each service is
+started by hand with the file's own command, environment and health check, from an environment that
+is installed as the Dockerfile installs it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+import urllib.request
+import venv
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+import pytest
+import redis
+import yaml
+from clip_home import write_towers
+from clips import make_clip
+from compose_file import (
+    FILE,
+    MOUNTED_SECRETS,
+    ROOT,
+    Place,
+    Started,
+    VariableMissing,
+    read,
+    seconds,
+    size,
+    words,
+)
+from conftest import Service, _as_user, _other_user, free_port, missing
+from contract_server import (
+    ContractServer,
+    Handler,
+    answer_with,
+    contract_server,
+    picture_vector,
+    text_vector,
+)
+from packaging.requirements import Requirement
+from prometheus_client import CollectorRegistry
+
+from clipserver.metrics import Metrics
+from nightreel.cli import cli
+from scheduler.metrics import LedgerCollector
+from storage import database
+from storage.exits import ExitCode
+from workers.app import make_app
+from workers.metrics import Meters
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+VERSION = PROJECT["version"]
+DOCUMENT = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+VARIABLES = {"ARCHIVE_DIR": "/srv/archive"}
+SERVICES: dict[str, dict[str, Any]] = read(VARIABLES)["services"]
+OURS = {name for name, service in SERVICES.items() if "build" in service}
+ONE_SHOT = {"migrate", "nightreel"}
+METRICS_PORT = "9102"
+KEY = "key-of-the-tests"
+
+
+# --- the compose file ---
+
+
+def complaints(file: Path) -> str:
+    """What the specification's schema has against a file."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, file], capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def test_the_file_is_of_the_compose_specification(tmp_path: Path) -> None:
+    """Its schema has nothing against the file, and would have against a word misspelt in it."""
+    assert complaints(FILE) == ""
+    spoiled = tmp_path / "docker-compose.yml"
+    spoiled.write_text(FILE.read_text("utf-8").replace("stop_grace_period", "stop_grace"))
+    assert "stop_grace" in complaints(spoiled)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_images_are_pinned_and_name_no_registry(name: str) -> None:
+    """Ours by the release, others by a full version; none by a host or `latest`."""
+    image, _, tag = SERVICES[name]["image"].partition(":")
+    assert "." not in image.split("/")[0]
+    if name in OURS:
+        assert (image.split("-")[0], tag) == ("nightreel", VERSION)
+    else:
+        assert re.match(r"v?\d+\.\d+(\.\d+)?(-|$)", tag), tag
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_can_do_no_more_than_it_must(name: str) -> None:
+    """Nothing can be written but volumes and memory, no privilege is had or gained, memory and
+    logs are bounded."""
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "pid", "network_mode", "container_name"} & set(service)
+    assert size(service["deploy"]["resources"]["limits"]["memory"]) <= 4 * 1024**3
+    assert service["logging"]["options"]["max-size"] == "10m"
+    assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
+    assert service.get("init", False) is (name in OURS)
+    assert ("healthcheck" in service) is (name not in ONE_SHOT)
+
+
+def test_what_keeps_state_is_on_the_inner_network_alone() -> None:
+    """Redis and PostgreSQL publish no port; what is published is so on loopback."""
+    project = read(VARIABLES)
+    assert project["networks"]["backend"] == {"internal": True}
+    for name in ("redis", "postgres", "migrate"):
+        assert SERVICES[name]["networks"] == ["backend"]
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"api", "grafana", "flower"}
+    assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for (port,) in published.values())
+    outside = {name for name, service in SERVICES.items() if "outside" in service["networks"]}
+    assert outside == {"api", "scheduler", "worker", "nightreel", "flower", "grafana"}
+
+
+def test_a_secret_is_seen_by_those_alone_who_need_it() -> None:
+    """The API's key by worker and commands, never the scheduler; each is a file, and each service
+    that is told of one has it and the other way round."""
+    project = read(VARIABLES)
+    assert all(set(secret) == {"file"} for secret in project["secrets"].values())
+    holders: dict[str, set[str]] = {name: set() for name in project["secrets"]}
+    for name, service in SERVICES.items():
+        told = {
+            value.removeprefix(MOUNTED_SECRETS)
+            for value in service["environment"].values()
+            if value.startswith(MOUNTED_SECRETS)
+        }
+        assert told == set(service.get("secrets", ())), name
+        for secret in told:
+            holders[secret].add(name)
+    assert holders == {
+        "database_password": {"postgres", "migrate", "scheduler", "worker", "nightreel"},
+        "api_key": {"worker", "nightreel"},
+        "notify_secret": {"scheduler"},
+        "grafana_password": {"grafana"},
+    }
+    assert not re.search(r"PASSWORD: |API_KEY: |//\w+:\w+@", FILE.read_text("utf-8"))
+
+
+def test_the_archive_is_mounted_read_only_at_one_place() -> None:
+    """A path means the same file in each service; without ARCHIVE_DIR nothing is started."""
+    mounted = {
+        name: volume
+        for name, service in SERVICES.items()
+        for volume in service.get("volumes", ())
+        if isinstance(volume, dict) and volume["target"] == "/archive"
+    }
+    assert set(mounted) == {"scheduler", "worker", "nightreel"}
+    for volume in mounted.values():
+        assert volume["source"] == VARIABLES["ARCHIVE_DIR"]
+        assert volume["read_only"] is True
+        assert volume["bind"] == {"create_host_path": False}
+    with pytest.raises(VariableMissing, match="ARCHIVE_DIR"):
+        read({})
+
+
+def test_services_wait_for_the_tables_and_none_for_the_api() -> None:
+    """Scheduler and workers start after a migration that succeeded. An API of one's own replaces
+    the one at home by its address alone."""
+    assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    for name in ("scheduler", "worker"):
+        assert SERVICES[name]["depends_on"] == {
+            "migrate": {"condition": "service_completed_successfully"},
+            "redis": {"condition": "service_healthy"},
+        }
+    assert all("api" not in service.get("depends_on", ()) for service in SERVICES.values())
+    assert SERVICES["worker"]["environment"]["NIGHTREEL_API_URL"] == "http://api:9001"
+    assert SERVICES["api"]["deploy"]["replicas"] == "1"
+    mine = {"NIGHTREEL_API_URL": "https://clip.example.org", "API_REPLICAS": "0"}
+    replaced = read(VARIABLES | mine)["services"]
+    assert replaced["worker"]["environment"]["NIGHTREEL_API_URL"] == "https://clip.example.org"
+    assert replaced["nightreel"]["environment"]["NIGHTREEL_API_URL"] == "https://clip.example.org"
+    assert replaced["api"]["deploy"]["replicas"] == "0"
+
+
+def test_the_api_at_home_never_takes_the_offline_engine() -> None:
+    """Real CLIP is asked for by name: from a mounted folder, or fetched into a volume."""
+    fetched = words(SERVICES["api"]["command"])
+    assert fetched[fetched.index("--engine") + 1] == "clip"
+    assert "--model-dir" not in fetched
+    assert "weights:/models:ro" in SERVICES["api"]["volumes"]
+    mounted = read(VARIABLES | {"MODEL_DIR": "/srv/clip"})["services"]["api"]
+    assert words(mounted["command"])[-2:] == ["--model-dir", "/models"]
+    assert "/srv/clip:/models:ro" in mounted["volumes"]
+
+
+def test_a_worker_has_time_for_its_soft_shutdown() -> None:
+    """SIGTERM means Celery's soft shutdown, and the engine kills well after it."""
+    worker = SERVICES["worker"]
+    assert worker["environment"]["REMAP_SIGTERM"] == "SIGQUIT"
+    assert seconds(worker["stop_grace_period"]) >= make_app().conf.worker_soft_shutdown_timeout + 15
+    assert worker["init"] is True
+
+
+def test_every_variable_is_one_that_something_reads() -> None:
+    """Ours stand in the table of settings; those of env.example stand in the file."""
+    table = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    text = FILE.read_text("utf-8")
+    for name in re.findall(r"^ +(NIGHTREEL_\w+):", text, re.MULTILINE):
+        assert f"| `{name}` |" in table, name
+    example = (ROOT / "deploy" / "env.example").read_text("utf-8")
+    offered = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
+    read_by_the_file = set(re.findall(r"\$\{(\w+)", text))
+    passed_on = set(re.findall(r"^ +(NIGHTREEL_\w+):$", text, re.MULTILINE))
+    assert offered <= read_by_the_file | passed_on
+    for name in read_by_the_file - offered:
+        assert f"`{name}`" in DOCUMENT, f"{name} is told nowhere"
+
+
+def test_the_monitor_is_optional() -> None:
+    """Without a profile none of it is started, and neither is the service for commands."""
+    assert {name for name, service in SERVICES.items() if "profiles" not in service} == {
+        *("redis", "postgres", "migrate", "api", "scheduler", "worker")
+    }
+    for name in ("flower", "prometheus", "grafana"):
+        assert SERVICES[name]["profiles"] == ["monitor"]
+
+
+# --- the image ---
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the Dockerfile."""
+
+    base: str
+    instructions: list[tuple[str, str]]
+
+
+def stages() -> dict[str, Stage]:
+    """The Dockerfile's stages by their names, in order."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    lines = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ").splitlines()
+    found: dict[str, Stage] = {}
+    for line in filter(None, lines):
+        instruction, _, rest = line.partition(" ")
+        if instruction == "FROM":
+            base, _, name = rest.partition(" AS ")
+            stage = found[name] = Stage(base, [])
+        else:
+            stage.instructions.append((instruction, rest.strip()))
+    return found
+
+
+def instructions_of(target: str) -> list[tuple[str, str]]:
+    """All that makes a target, from its base up."""
+    stage = stages()[target]
+    below = instructions_of(stage.base) if stage.base in stages() else []
+    return [*below, *stage.instructions]
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_an_image_runs_as_nobody_and_holds_no_source(name: str) -> None:
+    """A user by number, without a file of the tree, in a directory that holds nothing."""
+    made = instructions_of(SERVICES[name]["build"]["target"])
+    copies = [rest for instruction, rest in made if instruction in ("COPY", "ADD")]
+    assert copies
+    for copy in copies:
+        assert re.fullmatch(r"--from=environment(-\w+)? /opt/nightreel /opt/nightreel", copy)
+    assert [rest for instruction, rest in made if instruction == "USER"] == ["10001:10001"]
+    assert ("WORKDIR", "/home/nightreel") in made
+    assert ("ARG", f"VERSION={VERSION}") in made
+    labels = next(rest for instruction, rest in made if instruction == "LABEL")
+    assert 'org.opencontainers.image.version="${VERSION}"' in labels
+    variables = " ".join(rest for instruction, rest in made if instruction == "ENV")
+    assert "PYTHONUNBUFFERED=1" in variables
+
+
+def test_the_builder_gets_what_it_copies_and_nothing_else() -> None:
+    """Each source of the Dockerfile exists and is let through, all of the wheel among them;
+    everything else is kept back."""
+    sources = {
+        source
+        for stage in stages().values()
+        for instruction, rest in stage.instructions
+        if instruction == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    assert all((ROOT / source).exists() for source in sources)
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    rules = [line for line in ignored if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule.startswith("!")} == sources
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert packages | {"pyproject.toml", PROJECT["readme"]} <= sources
+
+
+def test_every_stage_begins_with_one_pinned_python() -> None:
+    """One base, by its full version; every name a stage builds on is an earlier one."""
+    known: set[str] = set()
+    bases = set()
+    for name, stage in stages().items():
+        if stage.base not in known:
+            bases.add(stage.base)
+        known.add(name)
+    (base,) = bases
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", base)
+
+
+def test_the_versions_of_an_image_are_pinned() -> None:
+    """Each requirement of each image has one version that it allows, and so has all that stands in
+    this environment for its sake."""
+    text = (ROOT / "deploy" / "constraints.txt").read_text("utf-8")
+    pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)$", text, re.MULTILINE))
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["local"], *extras["reports"], "flower"]
+    seen: set[str] = set()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        chosen = requirement.extras or {""}
+        if name == "nightreel" or f"{name}{sorted(chosen)}" in seen:
+            continue
+        seen.add(f"{name}{sorted(chosen)}")
+        assert name in pins, f"{name} is not pinned in deploy/constraints.txt"
+        assert requirement.specifier.contains(pins[name], prereleases=True), str(requirement)
+        for needed in importlib.metadata.requires(name) or ():
+            marker = Requirement(needed).marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in chosen | {""}):
+                wanted.append(needed)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The worker image's environment, made by the Dockerfile's steps: the wheel, built and
+    installed with the pinned versions, and no extra."""
+    folder = tmp_path_factory.mktemp("image")
+    quiet = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", folder / "wheels", ROOT]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = (folder / "wheels").glob("*.whl")
+    environment = folder / "nightreel"
+    venv.create(environment, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "-q"]
+    constraints = ROOT / "deploy" / "constraints.txt"
+    subprocess.run([*pip, "--constraint", constraints, wheel], check=True, env=quiet)
+    return environment
+
+
+def test_the_image_needs_no_library_that_a_slim_python_lacks(image: Path) -> None:
+    """What the installed packages load from the system is the C and C++ runtime and zlib."""
+    libraries = [str(path) for path in image.rglob("*.so*") if path.is_file()]
+    done = subprocess.run(["/usr/bin/ldd", *libraries], capture_output=True, text=True, check=False)
+    assert "not found" not in done.stdout
+    system = {
+        Path(path).name.split(".so")[0]
+        for path in re.findall(r"=> (/\S+)", done.stdout)
+        if not path.startswith(str(image))
+    }
+    of_libc = {"libc", "libm", "libmvec", "libdl", "libpthread", "librt", "libresolv", "libutil"}
+    assert system <= of_libc | {"libgcc_s", "libstdc++", "libz"}
+
+
+# --- the services, by hand ---
+
+
+def make_secrets(folder: Path) -> Path:
+    """The secrets as docs/deployment.md has an operator make them, and a key."""
+    (block,) = re.findall(r"```sh\n(install -d .*?secrets\b.*?)```", DOCUMENT, re.DOTALL)
+    subprocess.run(["/bin/bash", "-euo", "pipefail", "-c", block], cwd=folder, check=True)
+    (folder / "secrets" / "api_key").write_text(f"{KEY}\n")
+    return folder / "secrets"
+
+
+@dataclass(slots=True)
+class Stack:
+    """Redis and PostgreSQL of the file's own commands, and where the others are started."""
+
+    place: Place
+    secrets: Path
+    redis_port: int
+    postgres_port: int
+
+    @property
+    def database_url(self) -> str:
+        password = (self.secrets / "database_password").read_text().strip()
+        return f"postgresql://nightreel:{password}@127.0.0.1:{self.postgres_port}/nightreel"
+
+    def apart(self, **replaced: str) -> Place:
+        """The place of a service with ports of its own."""
+        return replace(self.place, replaced={**self.place.replaced, **replaced})
+
+
+@pytest.fixture(scope="module")
+def stack(
+    image: Path, tmp_path_factory: pytest.TempPathFactory, _redis_binary: str
+) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("stack")
+    for name in ("cwd", "redis", "archive", "out", "labels"):
+        (folder / name).mkdir()
+    secrets = make_secrets(folder)
+    redis_port, postgres_port = free_port(), free_port()
+    binaries = postgres_binaries()
+    password = (secrets / "database_password").read_text().strip()
+    place = Place(
+        folder / "cwd",
+        [image / "bin", binaries, Path(_redis_binary).parent],
+        {
+            "redis-server": _redis_binary,
+            "redis-cli": f"redis-cli -p {redis_port}",
+            "redis://redis:6379": f"redis://127.0.0.1:{redis_port}",
+            "@postgres/": f"@127.0.0.1:{postgres_port}/",
+            MOUNTED_SECRETS: f"{secrets}/",
+            "/archive": str(folder / "archive"),
+            "/labels": str(folder / "labels"),
+        },
+        {"PGPORT": str(postgres_port)},
+    )
+    made = Stack(place, secrets, redis_port, postgres_port)
+    at = ("--port", str(redis_port), "--bind", "127.0.0.1", "--dir", str(folder / "redis"))
+    with Started(place, SERVICES["redis"], *at) as started:
+        started.until_healthy()
+        with postgres(place, binaries, password, postgres_port):
+            yield made
+        assert started.stop() < seconds(SERVICES["redis"]["stop_grace_period"])
+
+
+def postgres_binaries() -> Path:
+    found = Path(shutil.which("initdb") or "")
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if found.name:
+        return found.resolve().parent
+    return installed[-1].parent if installed else missing("PostgreSQL")
+
+
+@contextmanager
+def postgres(place: Place, binaries: Path, password: str, port: int) -> Iterator[None]:
+    """A server set up as its image does it, which wants the password, run by the file's command."""
+    user = _other_user() if os.getuid() == 0 else None
+    folder = Path(tempfile.mkdtemp(prefix="nightreel-deployment-"))
+    try:
+        (folder / "password").write_text(password)
+        if user is not None:
+            for path in (folder, folder / "password"):
+                shutil.chown(path, user)
+        given = SERVICES["postgres"]["environment"]
+        subprocess.run(
+            [
+                *(binaries / "initdb", "-D", folder / "data", "-U", given["POSTGRES_USER"]),
+                *("--pwfile", folder / "password", "--auth", "scram-sha-256", "--no-sync"),
+                *shlex.split(given["POSTGRES_INITDB_ARGS"]),
+            ],
+            check=True,
+            cwd=folder,
+            capture_output=True,
+            **_as_user(user),
+        )
+        program, *options = place.command(SERVICES["postgres"])
+        here = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories="]
+        command = [str(binaries / program), "-D", str(folder / "data"), *options]
+        command += [word for setting in here for word in ("-c", setting)]
+
+        def answers() -> bool:
+            return place.healthy(SERVICES["postgres"])
+
+        service = Service(command, folder / "log", answers, user)
+        service.start()
+        try:
+            url = f"postgresql://nightreel:{password}@127.0.0.1:{port}/postgres"
+            with psycopg.connect(url, autocommit=True) as connection:
+                connection.execute(f'CREATE DATABASE "{given["POSTGRES_DB"]}"')
+            yield
+        finally:
+            service.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_redis_keeps_what_it_is_given_and_evicts_nothing(stack: Stack) -> None:
+    """Started by the file's command, it says so itself, and would refuse long before the
+    container's limit."""
+    with redis.Redis(port=stack.redis_port) as client:
+        config = client.config_get("*")
+    assert config["appendonly"] == "yes"
+    assert config["appendfsync"] == "everysec"
+    assert config["maxmemory-policy"] == "noeviction"
+    assert config["save"] == ""
+    limit = size(SERVICES["redis"]["deploy"]["resources"]["limits"]["memory"])
+    assert 0 < int(config["maxmemory"]) <= limit / 2
+
+
+def test_postgresql_takes_the_connections_of_many_workers(stack: Stack) -> None:
+    """By the file's options; and it lets nobody in without the password."""
+    with psycopg.connect(stack.database_url) as connection:
+        row = connection.execute("SHOW max_connections").fetchone()
+        assert row == ("300",)
+    bare = re.sub(r":\w+@", "@", stack.database_url)
+    with pytest.raises(psycopg.OperationalError, match="no password"):
+        psycopg.connect(bare)
+
+
+def test_migrating_says_truly_whether_the_tables_are_there(stack: Stack) -> None:
+    """0 when they were made, 0 when they were there, and the database's code where it is away or
+    the password is wrong."""
+    migrate = SERVICES["migrate"]
+    for _ in range(2):
+        done = stack.place.run(migrate)
+        assert done.returncode == ExitCode.OK, done.stderr
+    assert "the schema is current" in done.stderr
+    away = stack.apart(**{"@postgres/": f"@127.0.0.1:{free_port()}/"})
+    assert away.run(migrate).returncode == ExitCode.DATABASE
+    wrong = stack.apart(**{f"{MOUNTED_SECRETS}database_password": f"{stack.secrets}/api_key"})
+    assert wrong.run(migrate).returncode == ExitCode.DATABASE
+
+
+def variables(server: ContractServer) -> dict[str, str]:
+    return VARIABLES | {"NIGHTREEL_API_URL": server.url, "NIGHTREEL_TASK_SECONDS": "2"}
+
+
+@contextmanager
+def deployed(
+    stack: Stack, services: Mapping[str, Mapping[str, Any]], *names: str
+) -> Iterator[list[Started]]:
+    """Services started by hand, each on a port of its own, once their health checks hold."""
+    with ExitStack() as running:
+        started = [
+            running.enter_context(
+                Started(stack.apart(**{METRICS_PORT: str(free_port())}), services[name])
+            )
+            for name in names
+        ]
+        for service in started:
+            service.until_healthy()
+        yield started
+
+
+@pytest.fixture
+def archive(stack: Stack) -> Iterator[Path]:
+    folder = Path(stack.place.replaced["/archive"])
+    make_clip(folder / "one.mp4", [("red", 6), ("blue", 6)])
+    make_clip(folder / "two.mp4", [("green", 4)])
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.fixture
+def api() -> Iterator[ContractServer]:
+    with contract_server() as server:
+        server.key = KEY
+        yield server
+
+
+def metrics(service: Started) -> dict[str, float]:
+    """What a service answers to Prometheus, by name and labels."""
+    address = service.place.here(f"http://127.0.0.1:{METRICS_PORT}/metrics")
+    with urllib.request.urlopen(address) as page:
+        lines = page.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
+def submit(stack: Stack, services: Mapping[str, Any], *labels: str) -> None:
+    options = [word for label in labels for word in ("--label", label)]
+    done = stack.place.run(services["nightreel"], "submit", "/archive", *options)
+    assert done.returncode == ExitCode.OK, done.stderr
+
+
+def test_from_up_to_the_first_answers(stack: Stack, archive: Path, api: ContractServer) -> None:
+    """The services start, are found healthy, do what is submitted with the key of the secret file,
+    count it, and end in time on SIGTERM."""
+    services = read(variables(api))["services"]
+    assert stack.place.run(services["migrate"]).returncode == ExitCode.OK
+    with deployed(stack, services, "scheduler", "worker") as (scheduler, worker):
+        submit(stack, services, "red", "blue")
+        waited = stack.place.run(services["nightreel"], "status", "--wait")
+        assert waited.returncode == ExitCode.OK, waited.stdout + waited.stderr + worker.said()
+        said = stack.place.run(services["nightreel"], "summary", "--format", "json")
+        assert {
+            (Path(row["video"]).name, row["state"], row["analysed"])
+            for row in json.loads(said.stdout)
+        } == {("one.mp4", "complete", 1.0), ("two.mp4", "complete", 1.0)}
+        scraped = metrics(scheduler) | metrics(worker)
+        assert scraped["nightreel_leader"] == 1
+        assert scraped['nightreel_videos{state="complete"}'] == 2
+        assert scraped["nightreel_frames_total"] == 16
+        exposed = {re.split(r"[{]", name)[0] for name in scraped}
+        assert {name for name in metrics_watched() if name.startswith("nightreel")} <= exposed | {
+            "nightreel_errors_total"  # none yet
+        }
+        for service in (worker, scheduler):
+            service.stop()
+    assert KEY not in scheduler.said() + worker.said()
+
+
+def test_a_worker_told_to_end_finishes_its_task_first(
+    stack: Stack, archive: Path, api: ContractServer
+) -> None:
+    """SIGTERM in the middle of tasks: each that was begun is committed or given back, the worker
+    ends within its grace period, and another one does the rest."""
+    services = read(variables(api) | {"WORKER_PROCESSES": "1"})["services"]
+    assert stack.place.run(services["migrate"]).returncode == ExitCode.OK
+    begun = threading.Event()
+
+    def slowly(handler: Handler, body: dict[str, Any]) -> None:
+        if "image" in body:
+            begun.set()
+            time.sleep(0.5)  # what makes it slow
+            images = body["image"] if isinstance(body["image"], list) else [body["image"]]
+            vectors = [picture_vector(b64decode(one["value"])) for one in images]
+        else:
+            texts = body["text"] if isinstance(body["text"], list) else [body["text"]]
+            vectors = [text_vector(text) for text in texts]
+        answer_with(200, {"embeddings": vectors, "time": 0.001})(handler, body)
+
+    api.always = slowly
+    with deployed(stack, services, "scheduler") as _, psycopg.connect(stack.database_url) as db:
+        with deployed(stack, services, "worker") as (worker,):
+            submit(stack, services, "green", "white")
+            assert begun.wait(60), worker.said()
+            worker.stop()
+        row = db.execute("SELECT count(*) FROM tasks WHERE state = 'leased'").fetchone()
+        assert row == (0,), worker.said()
+        with deployed(stack, services, "worker"):
+            waited = stack.place.run(services["nightreel"], "status", "--wait")
+            assert waited.returncode == ExitCode.OK, waited.stdout + waited.stderr
+
+
+@pytest.fixture
+def at_home(stack: Stack, tmp_path: Path) -> Place:
+    """Where the API at home runs: its image has what this environment has besides."""
+    replaced = {"9001": str(free_port()), "0.0.0.0": "127.0.0.1", "/models": str(tmp_path / "clip")}
+    (tmp_path / "empty").mkdir()
+    return Place(
+        tmp_path / "empty",
+        [Path(sys.executable).parent],
+        replaced,
+        {"NIGHTREEL_SERVER_PORT": replaced["9001"], "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_the_api_at_home_serves_the_weights_of_a_folder(at_home: Place) -> None:
+    """Started by the file's command it is found ready, says which engine it is, and ends in
+    time."""
+    write_towers(Path(at_home.replaced["/models"]))
+    service = read(VARIABLES | {"MODEL_DIR": "/srv/clip"})["services"]["api"]
+    with Started(at_home, service) as started:
+        started.until_healthy()
+        with urllib.request.urlopen(at_home.here("http://127.0.0.1:9001/info")) as answer:
+            assert json.load(answer)["engine"] == "clip"
+        started.stop()
+        assert started.process.returncode == 0
+
+
+def test_the_api_at_home_does_not_start_without_weights(at_home: Place) -> None:
+    """Where none are mounted and none can be fetched, it ends and says so."""
+    done = at_home.run(SERVICES["api"])
+    assert done.returncode == ExitCode.API
+    assert "weights" in done.stderr
+
+
+def test_flower_shows_the_workers(stack: Stack, tmp_path: Path) -> None:
+    """Started by the file's command on the Redis of the others."""
+    (tmp_path / "empty").mkdir()
+    place = stack.apart(**{"5555": str(free_port()), "0.0.0.0": "127.0.0.1"})
+    place = replace(place, folder=tmp_path / "empty", path=[Path(sys.executable).parent])
+    with Started(place, SERVICES["flower"]) as started:
+        started.until_healthy()
+        started.stop()
+
+
+# --- the monitor ---
+
+
+DASHBOARD = json.loads((ROOT / "deploy/grafana/dashboards/nightreel.json").read_text("utf-8"))
+
+
+def configuration(path: str) -> Any:
+    return yaml.safe_load((ROOT / "deploy" / path).read_text("utf-8"))
+
+
+def expressions() -> list[str]:
+    """Every query of dashboard and alerts."""
+    shown = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    rules = configuration("prometheus/rules.yml")
+    return shown + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+
+
+def metrics_watched() -> set[str]:
+    """Every metric that some query names."""
+    return {
+        name
+        for expression in expressions()
+        for name in re.findall(r"\b(?:nightreel|clipserver)_\w+", expression)
+    }
+
+
+def test_every_metric_that_is_watched_is_counted(sqlite_url: str) -> None:
+    """A metric renamed in the program and not in the dashboard or an alert fails here."""
+    counted = CollectorRegistry()
+    Meters(counted)
+    known = set()
+    for metric in counted.collect():
+        suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+        known |= {metric.name + suffix for suffix in suffixes.get(metric.type, [""])}
+    at_home = Metrics("clip", "model", lambda: {"image": 0})
+    at_home.answered("/info", 200, 0.1)
+    known |= set(re.findall(r"^(clipserver_\w+)", at_home.exposition(), re.MULTILINE))
+    engine = database.connect(sqlite_url)
+    known |= {metric.name for metric in LedgerCollector(engine, lambda: 0, lambda: True).collect()}
+    engine.dispose()
+    assert metrics_watched() <= known
+    assert {"nightreel_tasks_total", "nightreel_leader", "clipserver_held"} <= metrics_watched()
+
+
+def test_every_replica_is_asked_for_its_metrics() -> None:
+    """By name service, at the port where the service says that it serves them."""
+    jobs = configuration("prometheus/prometheus.yml")["scrape_configs"]
+    asked = {}
+    for job in jobs:
+        (found,) = job["dns_sd_configs"]
+        assert found["type"] == "A"
+        asked[job["job_name"]] = (found["names"], found["port"])
+    for name in ("scheduler", "worker"):
+        environment = SERVICES[name]["environment"]
+        assert asked[name] == ([name], int(environment["NIGHTREEL_METRICS_PORT"]))
+        assert environment["NIGHTREEL_METRICS_HOST"] == "0.0.0.0"
+        assert set(SERVICES[name]["networks"]) & set(SERVICES["prometheus"]["networks"])
+    assert asked["api"] == (["api"], 9001)
+
+
+def test_grafana_finds_its_dashboard_and_its_data() -> None:
+    """Folders are mounted where the provisioning names them; every panel asks the data source
+    that is provisioned, and lies beside the others."""
+    (source,) = configuration("grafana/provisioning/datasources/prometheus.yml")["datasources"]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = configuration("grafana/provisioning/dashboards/nightreel.yml")["providers"]
+    mounted = dict(volume.split(":")[:2][::-1] for volume in SERVICES["grafana"]["volumes"])
+    assert (ROOT / mounted[provider["options"]["path"]] / "nightreel.json").exists()
+    assert mounted["/etc/grafana/provisioning"] == "./deploy/grafana/provisioning"
+    taken: set[tuple[int, int]] = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["datasource"]["uid"] == source["uid"]
+        at = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
+        assert not cells & taken
+        assert max(x for x, _ in cells) < 24
+        taken |= cells
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+# --- the document ---
+
+
+def commands_of_the_document() -> list[str]:
+    """Each command line of the fenced blocks, with its continuations."""
+    blocks = re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def check_nightreel(arguments: list[str]) -> None:
+    """The command exists and takes these options."""
+    command: click.Command = cli
+    context = click.Context(cli, resilient_parsing=True)
+    while isinstance(command, click.Group):
+        name, *arguments = arguments
+        found = command.get_command(context, name)
+        assert found is not None, f"no command {name}"
+        command = found
+    command.make_parser(click.Context(command)).parse_args(list(arguments))
+
+
+def check_compose(arguments: list[str]) -> None:
+    """The subcommand is one of compose, and each service it names is one of the file."""
+    while arguments[0] in ("--profile", "--env-file"):
+        if arguments[0] == "--profile":
+            known = {name for service in SERVICES.values() for name in service.get("profiles", ())}
+            assert arguments[1] in known
+        arguments = arguments[2:]
+    verb, *rest = arguments
+    assert verb in {"up", "down", "build", "run", "exec", "logs", "ps", "stop", "config", "pull"}
+    while rest and rest[0].startswith("-"):
+        option, *rest = rest
+        if option == "--scale":
+            assert rest[0].split("=")[0] in SERVICES
+        if option in ("--scale", "--tail"):
+            rest = rest[1:]
+    if verb == "run":
+        name, *words_of_it = rest
+        assert name == "nightreel"
+        check_nightreel(words_of_it)
+    elif verb == "exec":
+        assert rest[0] in SERVICES
+    else:
+        assert set(rest) <= set(SERVICES)
+
+
+@pytest.mark.parametrize("line", commands_of_the_document())
+def test_every_command_of_the_document_is_one_that_exists(line: str) -> None:
+    """Services, subcommands and options are those of the files and of the program."""
+    subprocess.run(["/bin/bash", "-n", "-c", line], check=True)
+    for part in re.split(r"\s*(?:\||&&|;)\s*", line):
+        arguments = shlex.split(re.split(r"\s[<>]", part)[0], comments=True)
+        if arguments[:2] == ["docker", "compose"]:
+            check_compose(arguments[2:])
+        elif arguments[:1] == ["nightreel"]:
+            check_nightreel(arguments[1:])
+
+
+def test_the_document_shows_the_files_as_they_are() -> None:
+    """Every file and service that it names exists; every service is named."""
+    for name in SERVICES:
+        assert f"`{name}`" in DOCUMENT, name
+    for path in re.findall(r"`((?:deploy|docs)/[\w./-]+)`", DOCUMENT):
+        assert (ROOT / path).exists(), path
+    assert SERVICES["worker"]["stop_grace_period"].removesuffix("s") + " s" in DOCUMENT

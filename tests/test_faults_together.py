@@ -1,0 +1,146 @@
+"""Everything that can break breaks at once, in an order that a seed decides."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import redis
+from conftest import Service
+from farm import CONCURRENCY, LEASE_S, RATE, TASKS, Farm, Part, wait_until
+
+pytestmark = pytest.mark.timeout(240)
+
+FAULTS = 14
+
+
+@pytest.fixture
+def seed() -> int:
+    """The run's seed: NIGHTREEL_TEST_SEED, or one by chance."""
+    return int(os.environ.get("NIGHTREEL_TEST_SEED") or random.SystemRandom().randrange(10**6))
+
+
+@pytest.fixture
+def farm(tmp_path: Path, postgres_url: str, redis_url: str) -> Iterator[Farm]:
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET synchronous_commit = on")  # type: ignore[arg-type]
+    with Farm(tmp_path, postgres_url, redis_url) as made:
+        yield made
+
+
+class Havoc:
+    """Faults of every kind on one farm, and what each may cost."""
+
+    def __init__(
+        self, farm: Farm, redis_service: Service, postgres_service: Service, chance: random.Random
+    ) -> None:
+        self.farm, self.chance = farm, chance
+        self._redis, self._postgres = redis_service, postgres_service
+        self.schedulers = [farm.scheduler(name="first"), farm.scheduler(name="second")]
+        self.workers = [farm.workers("one"), farm.workers("two")]
+        self.attempts = 0
+        """That may have been spent in vain."""
+        self.story: list[str] = []
+        self._named = 0
+
+    def any_fault(self) -> None:
+        """One fault of a kind by chance."""
+        kinds = [
+            *(self.kill_a_process, self.kill_a_worker, self.stop_a_worker, self.end_a_worker),
+            *(self.kill_a_scheduler, self.wipe_redis, self.restart_redis, self.restart_postgresql),
+            *(self.api_away, self.api_refuses),
+        ]
+        fault: Callable[[], None] = self.chance.choice(kinds)
+        self.story.append(fault.__name__)
+        fault()
+
+    def kill_a_process(self) -> None:
+        self.attempts += 1
+        self.farm.kill_one_at_work()
+
+    def kill_a_worker(self) -> None:
+        self.attempts += CONCURRENCY
+        victim = self._leaving(self.workers)
+        victim.signal(signal.SIGKILL, group=self.chance.random() < 0.5)
+        victim.process.wait()
+        self.workers.append(self.farm.workers(self._name()))
+
+    def stop_a_worker(self) -> None:
+        self.attempts += CONCURRENCY
+        stopped = self.chance.choice(self.workers)
+        stopped.signal(signal.SIGSTOP, group=True)
+        self._pass_s(LEASE_S + 1)
+        stopped.signal(signal.SIGCONT, group=True)
+
+    def end_a_worker(self) -> None:
+        leaving = self._leaving(self.workers)
+        leaving.signal(signal.SIGTERM)
+        self.workers.append(self.farm.workers(self._name()))
+
+    def kill_a_scheduler(self) -> None:
+        victim = self._leaving(self.schedulers)
+        victim.signal(signal.SIGKILL)
+        victim.process.wait()
+        self.schedulers.append(self.farm.scheduler(name=self._name()))
+
+    def wipe_redis(self) -> None:
+        with redis.Redis.from_url(self.farm.redis_url) as client:
+            client.flushall()
+
+    def restart_redis(self) -> None:
+        self._redis.stop(kill=self.chance.random() < 0.5)
+        self._pass_s(self.chance.choice([0, 1]))
+        self._redis.start()
+
+    def restart_postgresql(self) -> None:
+        self._postgres.stop(kill=self.chance.random() < 0.5)
+        self._pass_s(self.chance.choice([0, 1]))
+        self._postgres.start()
+
+    def api_away(self) -> None:
+        self.farm.api.stop()
+        self._pass_s(1)
+        self.farm.api.start()
+
+    def api_refuses(self) -> None:
+        answer = self.chance.choice([(429, {"Retry-After": "1"}), (429, {}), (503, {}), (500, {})])
+        self.farm.api.refusal = lambda: answer
+        self._pass_s(0.5)
+        self.farm.api.refusal = lambda: None
+
+    def _leaving(self, parts: list[Part]) -> Part:
+        return parts.pop(self.chance.randrange(len(parts)))
+
+    def _name(self) -> str:
+        self._named += 1
+        return f"next{self._named}"
+
+    @staticmethod
+    def _pass_s(seconds: float) -> None:
+        """Let an outage last."""
+        over = time.monotonic() + seconds
+        wait_until(lambda: time.monotonic() >= over, "the outage is over")
+
+
+def test_all_faults_together_change_nothing(
+    farm: Farm, redis_service: Service, postgres_service: Service, seed: int
+) -> None:
+    """Whatever breaks, in whatever order: nothing lost, nothing done twice, the same results."""
+    print(f"NIGHTREEL_TEST_SEED={seed}")  # noqa: T201
+    havoc = Havoc(farm, redis_service, postgres_service, random.Random(seed))
+    try:
+        for number in range(1, FAULTS + 1):
+            farm.until_done(number * 0.8 * TASKS / FAULTS)
+            havoc.any_fault()
+        farm.finish()
+        farm.check(spent=havoc.attempts, again=havoc.attempts * RATE)
+    except BaseException as error:
+        error.add_note(f"NIGHTREEL_TEST_SEED={seed}: {', '.join(havoc.story)}")
+        raise
