@@ -2,8 +2,8 @@
 
     python benchmarks/answers.py URL [URL ...] [--samples 1000000] [--only inserts,search,...]
 
-Fills each database that is empty (`sqlite:////tmp/answers.db`, `postgresql://USER@HOST/NAME`) with a
-job of 1,000,000 embedded samples (512 numbers each) and 10,000,000 predictions in 1,000 videos,
+Fills each database that is empty (`sqlite:////tmp/answers.db`, `postgresql://USER@HOST/NAME`) with
+a job of 1,000,000 embedded samples (512 numbers each) and 10,000,000 predictions in 1,000 videos,
 asks, and prints seconds and bounds; one that it has filled before is asked again as it is. About
 4 GB on each database.
 """
@@ -14,14 +14,12 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 from sqlalchemy import Engine, func, select, text, update
 
 from storage import database, ledger, relabel, results, search, vectors
 from storage.bulk import insert_columns
-from storage.columns import SampleColumns
 from storage.database import reading, writing
 from storage.ledger import Job
 from storage.records import (
@@ -34,7 +32,7 @@ from storage.records import (
     Sampling,
     VideoInfo,
 )
-from storage.scenes import labelled_scenes, picture_changes, scenes
+from storage.scenes import scenes
 from storage.schema import (
     embeddings,
     job_videos,

@@ -3,7 +3,8 @@
     python benchmarks/api.py [CLIPS_FOLDER] [--seconds 5] [--engine auto|clip|offline]
 
 Client: a range of ready pictures goes through the worker's own pipeline to a server, in a process
-of its own, that answers each request after 100 ms. Goal: 95 % of concurrency / latency.
+of its own, that answers each request after 100 ms. Goal: 95 % of concurrency / latency, where the
+latency is what a bare socket that sends one ready request after another has of that server.
 Bytes: the middle frame of each clip at 1920x1080, as the client sends it (224 pixels, eight a
 request) and as the tutorial does (0.6 of the size, JPEG of quality 90, base64, one a request).
 Server: one picture a request from 1, 8 and 32 clients in a process of their own, against the same
@@ -23,6 +24,7 @@ import io
 import json
 import multiprocessing
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -128,10 +131,11 @@ def client_throughput(pictures: list[Picture], seconds: float) -> None:
     print(
         f"Client against {LATENCY_S * 1000:.0f} ms of latency (goal: 95 % of concurrency / latency)"
     )
-    print("  in flight  pictures a call   calls/s   possible   ratio   pictures/s")
+    print("  in flight  pictures a call  latency ms   calls/s   possible   ratio   pictures/s")
     labels = LabelVectors(np.eye(LABELS, DIMENSION, dtype=np.float32))
     for stacks in (False, True):
         with slowly_answering(stacks_lists=stacks) as url:
+            latency_s = bare_latency_s(url, pictures[:1] if stacks else pictures[:MAX_BATCH])
             for in_flight in (4, 8, 16):
                 settings = WorkerSettings(api_url=url, api_in_flight=in_flight)
                 with closing(ApiClient(settings)) as client:
@@ -153,11 +157,33 @@ def client_throughput(pictures: list[Picture], seconds: float) -> None:
 
                     run(in_flight * (in_flight + 1))  # until as much is under way as may be
                     rate = run(round(2 * seconds / LATENCY_S * in_flight))
-                possible = in_flight / LATENCY_S
+                possible = in_flight / latency_s
                 print(
-                    f"  {in_flight:9}  {batch:15}  {rate:8.1f}  {possible:9.1f}"
+                    f"  {in_flight:9}  {batch:15}  {latency_s * 1000:10.1f}"
+                    f"  {rate:8.1f}  {possible:9.1f}"
                     f"  {rate / possible:5.1%}  {rate * batch:11.0f}"
                 )
+
+
+def bare_latency_s(url: str, pictures: list[Picture]) -> float:
+    """Median time that one request takes which is sent and read with no client around it."""
+    address = urlsplit(url)
+    values = [base64.b64encode(encode_jpeg(one)).decode() for one in pictures]
+    body = json.dumps({"image": [{"type": "base64", "value": value} for value in values]}).encode()
+    head = f"POST /clip/embed_image HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    took = []
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection.makefile("rb") as answer:
+            for _ in range(20):
+                start = time.monotonic()
+                connection.sendall(head + body)
+                answer.readline()
+                length = int(answer.readline().split(b":")[1])
+                answer.readline()
+                answer.read(length)
+                took.append(time.monotonic() - start)
+    return statistics.median(took)
 
 
 # -- bytes and calls

@@ -24,6 +24,7 @@ from scheduler.submit import submit
 from storage import ledger
 from storage.database import with_retries
 from storage.exits import ExitCode
+from storage.ledger.progress import BY_HAND
 from storage.records import ArchiveFile, Sampling, TaskState
 from workers.app import make_app
 from workers.settings import QueueSettings
@@ -130,7 +131,7 @@ class Run:
             planned, start = not planning.is_alive(), time.monotonic()
             status = with_retries(lambda: ledger.status(self.engine, self.job_id))
             asked_s = time.monotonic() - start
-            if status.held is not None:
+            if status.held is not None and status.job.pause_kind != BY_HAND:
                 if status.job.pause_kind != ledger.BUDGET_SPENT:
                     raise JobHeld(f"{status.held}; the same command resumes")
                 # What is paid for is finished and kept.

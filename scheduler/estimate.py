@@ -16,12 +16,24 @@ REQUEST_BYTES = 120
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A video as it would be worked on."""
+
+    info: VideoInfo
+    ranges: Sequence[FrameRange]
+    embedded: Sequence[bool]
+    """Of each range, whether its vectors are stored, so that nothing of it is decoded or sent."""
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a job will cost where nothing of it is known yet and nothing fails."""
+    """What a job will cost where nothing fails."""
 
     videos: int
     duration_us: int
     samples: int
+    embedded: int
+    """Of the samples, those whose vectors are stored."""
     image_calls: int
     text_calls: int
     bytes_sent: int
@@ -42,41 +54,46 @@ class Estimate:
 
 
 def estimate(
-    plans: Iterable[tuple[VideoInfo, Sequence[FrameRange]]],
+    plans: Iterable[Planned],
     labels: LabelSet,
     *,
+    labels_known: bool,
     fit: Fit,
     embeds: bool,
     batch: int,
     input_size: int,
 ) -> Estimate:
     """Return what the videos so planned will cost at an endpoint that embeds, `batch` pictures a
-    call, or only compares; pictures are squares of `input_size` pixels. How many duplicates there
-    are to skip is known after decoding only: the estimate skips none."""
+    call, or only compares; pictures are squares of `input_size` pixels. `labels_known` says that
+    the model was asked about the labels before. How many duplicates there are to skip is known
+    after decoding only: the estimate skips none."""
     prompts = len(prompts_of(labels))
-    videos = duration_us = samples = calls = 0
-    for info, ranges in plans:
+    videos = duration_us = samples = embedded = calls = 0
+    for plan in plans:
         videos += 1
-        duration_us += info.duration_us
-        for one in ranges:
+        duration_us += plan.info.duration_us
+        for one, stored in zip(plan.ranges, plan.embedded, strict=True):
             samples += len(one.buckets)
+            if stored:
+                embedded += len(one.buckets)
+                continue
             pictures = len(one.buckets) * fit.squares
             calls += range_calls(pictures, embeds=embeds, batch=batch, prompts=prompts)
-    of_labels, text_calls = label_calls(labels, embeds=embeds, batch=batch)
+    of_labels = texts = examples = 0
+    if samples and not labels_known:
+        of_labels, texts = label_calls(labels, embeds=embeds, batch=batch)
+        examples = sum(len(label.examples) for label in labels.labels) if embeds else 0
     times_sent = 1 if embeds else range_calls(1, embeds=False, batch=1, prompts=prompts)
-    examples = sum(len(label.examples) for label in labels.labels) if embeds else 0
     picture = PICTURE_BYTES_224 * (input_size / 224) ** 2 * BASE64
-    # Whether lists of pictures work is asked once, by a call.
-    image_calls = calls + of_labels + int(embeds) if samples else 0
-    text_calls = text_calls if samples else 0
+    # Whether lists of pictures work is asked once, by a call, before any is sent.
+    image_calls = calls + of_labels + int(embeds and calls + of_labels > 0)
+    sent = (samples - embedded) * fit.squares * times_sent + examples
     return Estimate(
         videos=videos,
         duration_us=duration_us,
         samples=samples,
+        embedded=embedded,
         image_calls=image_calls,
-        text_calls=text_calls,
-        bytes_sent=round(
-            (samples * fit.squares * times_sent + examples) * picture
-            + (image_calls + text_calls) * REQUEST_BYTES
-        ),
+        text_calls=texts,
+        bytes_sent=round(sent * picture + (image_calls + texts) * REQUEST_BYTES),
     )

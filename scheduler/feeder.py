@@ -22,7 +22,7 @@ from sqlalchemy import Engine, Table
 
 from scheduler.settings import SchedulerSettings
 from storage import ledger
-from storage.database import DatabaseUnavailable, with_retries
+from storage.database import DatabaseUnavailable
 from storage.schema import probes, tasks
 from workers import logs
 from workers.app import CLASSIFY_RANGE, PROBE_FILE
@@ -127,7 +127,7 @@ class Feeder:
     def step(self) -> int:
         """Sweep if it is time, close, feed once; return the number of messages published.
 
-        Raises DatabaseUnavailable where the database stays away.
+        Raises DatabaseUnavailable at once, so that an outage is noticed: see `run`.
         """
         now = self._clock()
         if not self._leads():
@@ -136,10 +136,10 @@ class Feeder:
             self._next_sweep = now + self._settings.sweep_interval_s
             self._sweep()
         if self._job_id is None:
-            for job_id in with_retries(lambda: ledger.finish_probed(self._engine)):
+            for job_id in ledger.finish_probed(self._engine):
                 with logs.about(job=job_id):
                     log.info("all files are probed")
-        for closed in with_retries(lambda: ledger.close_finished(self._engine, self._job_id)):
+        for closed in ledger.close_finished(self._engine, self._job_id):
             with logs.about(job=closed.job_id, video=closed.video_id):
                 log.info("the video is %s", closed.state)
         return self._feed(now)
@@ -148,14 +148,20 @@ class Feeder:
         if self._job_id is not None:
             return True
         lease_s = self._settings.leader_lease_s
-        leads = with_retries(lambda: ledger.lead(self._engine, LEAD, self._name, lease_s))
+        leads = ledger.lead(self._engine, LEAD, self._name, lease_s)
         if leads != self.leads:
             self.leads = leads
+            self._let_workers_speak()
             log.info("this scheduler leads" if leads else "another scheduler leads; waiting")
         return leads
 
+    def _let_workers_speak(self) -> None:
+        """Sweep later: while the database was away nobody could extend a lease, and workers that
+        live shall do so before theirs count as run out. Whoever begins to lead cannot know."""
+        self._next_sweep = self._clock() + self._settings.queued_timeout_s
+
     def _sweep(self) -> None:
-        swept = with_retries(lambda: ledger.sweep(self._engine, self._settings.queued_timeout_s))
+        swept = ledger.sweep(self._engine, self._settings.queued_timeout_s)
         if swept.expired or swept.unqueued or swept.failed:
             log.info(
                 "swept: %d leases expired, %d messages unanswered, %d failed",
@@ -170,13 +176,11 @@ class Feeder:
         published = 0
         if self._job_id is None:
             most = max(1, self._settings.window // PROBES_SHARE)
-            probe_ids = with_retries(lambda: ledger.feed_probes(self._engine, most))
+            probe_ids = ledger.feed_probes(self._engine, most)
             published += self._send(PROBE_FILE, probe_ids, probes, now)
         if self._resting():
             return published
-        task_ids = with_retries(
-            lambda: ledger.feed(self._engine, self._settings.window, self._job_id)
-        )
+        task_ids = ledger.feed(self._engine, self._settings.window, self._job_id)
         return published + self._send(CLASSIFY_RANGE, task_ids, tasks, now)
 
     def _send(self, name: str, ids: Sequence[int], table: Table, now: float) -> int:
@@ -186,21 +190,28 @@ class Feeder:
             self._publish(name, ids)
         except QueueUnavailable as error:
             log.warning("%s; %d messages wait in the ledger", error, len(ids))
-            with_retries(lambda: ledger.unqueue(self._engine, ids, table))
+            ledger.unqueue(self._engine, ids, table)
             self._rest_until = now + BROKER_REST_S
             return 0
         return len(ids)
 
     def run(self, stop: threading.Event, health: Health | None = None) -> None:
         """Step until `stop` is set, and tell `health`. A database that is away is waited for."""
+        away = False
         while not stop.is_set():
             try:
                 self.step()
             except DatabaseUnavailable as error:
-                log.warning("%s; waiting for it", error)
+                if not away:
+                    log.warning("%s; waiting for it", error)
+                away = True
+                self._let_workers_speak()
                 if health is not None:
                     health.troubled(str(error))
             else:
+                if away:
+                    log.info("the database is back")
+                away = False
                 if health is not None:
                     health.stepped()
             stop.wait(self._settings.feed_interval_s)

@@ -31,7 +31,7 @@ from storage.settings import StorageSettings
 T = TypeVar("T")
 
 BUSY_TIMEOUT_S = 30
-"""How long a SQLite writer waits for its turn."""
+"""How long a writer waits for its turn, and how long one may keep it without a word."""
 
 _WRITES = "nightreel_writes"
 
@@ -138,18 +138,31 @@ def _with_password(url: URL) -> URL:
 
 
 def _connect_postgresql(url: URL) -> Engine:
-    # A dead server must not hold a worker for the kernel's quarter of an hour.
     timeouts = {
+        # A dead server must not hold a worker for the kernel's quarter of an hour,
         "connect_timeout": "5",
         "tcp_user_timeout": "30000",
+        # and a dead worker must not hold its locks for the server's two hours.
+        "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 "
+        "-c tcp_keepalives_count=3",
         "application_name": "nightreel",
     }
-    return create_engine(
+    engine = create_engine(
         url.set(drivername="postgresql+psycopg").update_query_dict(
             {name: value for name, value in timeouts.items() if name not in url.query}
         ),
         hide_parameters=True,
     )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer that is stopped in the middle (a paused machine) would hold up every other one.
+        if connection.get_execution_options().get(_WRITES, False):
+            connection.exec_driver_sql(
+                f"SET LOCAL idle_in_transaction_session_timeout = {BUSY_TIMEOUT_S * 1000}"
+            )
+
+    return engine
 
 
 def shown_url(engine: Engine) -> str:
@@ -252,6 +265,12 @@ def with_retries(
                 raise
         sleep(min(pause_s * jitter(), left_s))
         pause_s = min(2 * pause_s, longest_s)
+
+
+def outlasting(fn: Callable[[], T]) -> T:
+    """`with_retries` for work in hand, which is paid for: a database that is away for less than an
+    hour costs none of it."""
+    return with_retries(fn, deadline_s=3600.0)
 
 
 def upgrade(engine: Engine) -> list[str]:

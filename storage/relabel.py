@@ -47,11 +47,10 @@ class CannotRelabel(Exception):
     """The job cannot be given other labels without its pictures being sent again."""
 
 
-def new_job(engine: Engine, job: Job, labels: LabelSet) -> Job:
-    """The job that holds this job's samples under other labels, made if there is none.
+def check(engine: Engine, job: Job) -> None:
+    """Return where the job can be given other labels.
 
-    The same job and labels are always the same new job. Raises CannotRelabel where the job is not
-    done, or nothing of it is embedded.
+    Raises CannotRelabel where it is not done, or nothing of it is embedded.
     """
     if job.state is not JobState.CLOSED:
         raise CannotRelabel(
@@ -63,6 +62,14 @@ def new_job(engine: Engine, job: Job, labels: LabelSet) -> Job:
                 f"job {job.id} has no stored embeddings: an API that only compares gives none, so "
                 "other labels need `nightreel run` with the pictures sent again"
             )
+
+
+def new_job(engine: Engine, job: Job, labels: LabelSet) -> Job:
+    """The job that holds this job's samples under other labels, made if there is none.
+
+    The same job and labels are always the same new job. Raises CannotRelabel as `check` does.
+    """
+    check(engine, job)
     asked = ["relabel", job.key, labels.digest]
     key = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     spec = JobSpec(

@@ -211,9 +211,11 @@ def _write_rows(connection: Connection, task: _Row, result: RangeResult) -> None
 
 
 def record_usage(engine: Engine, job_id: int, task_id: int, fence: int, spent: Usage) -> None:
-    """Keep what an attempt at a task has cost that ended without a commit."""
+    """Keep what an attempt at a task has cost that ended without a commit; a job that was purged
+    meanwhile keeps nothing."""
     with writing(engine) as connection:
-        _write_usage(connection, job_id, task_id, fence, spent)
+        if connection.scalar(select(tasks.c.id).where(tasks.c.id == task_id)) is not None:
+            _write_usage(connection, job_id, task_id, fence, spent)
 
 
 def _write_usage(
@@ -373,6 +375,17 @@ def label_vectors(engine: Engine, label_set_id: int, model: str) -> npt.NDArray[
     if row is None:
         return None
     return np.frombuffer(row.vectors, dtype="<f4").reshape(-1, row.dimension)
+
+
+def vectors_of_labels(
+    engine: Engine, wanted: LabelSet, model: str
+) -> npt.NDArray[np.float32] | None:
+    """The same of labels of which it is not known whether they are stored."""
+    with reading(engine) as connection:
+        known = connection.scalar(
+            select(label_sets.c.id).where(label_sets.c.digest == wanted.digest)
+        )
+    return None if known is None else label_vectors(engine, known, model)
 
 
 def store_label_vectors(

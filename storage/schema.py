@@ -41,7 +41,8 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows by itself only where the type is spelled INTEGER.
+# SQLite numbers rows by itself only where the type is spelled INTEGER, and gives the number of a
+# purged row to the next one unless told otherwise: a worker that still holds it must find nothing.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 videos = Table(
@@ -74,6 +75,7 @@ videos = Table(
     # Day of recording as YYYY-MM-DD, and what it was taken from (storage.recorded).
     Column("recorded_on", StorableText),
     Column("recorded_from", StorableText),
+    sqlite_autoincrement=True,
 )
 
 files = Table(
@@ -173,6 +175,7 @@ jobs = Table(
     Column("created_ms", BigInteger, nullable=False),
     Column("opened_ms", BigInteger, nullable=False),
     Column("closed_ms", BigInteger),
+    sqlite_autoincrement=True,
 )
 
 job_videos = Table(
@@ -223,6 +226,7 @@ probes = Table(
     Column("mtime_ns", BigInteger, nullable=False),
     *_work(),
     UniqueConstraint("job_id", "path_sha256"),
+    sqlite_autoincrement=True,
 )
 
 tasks = Table(
@@ -243,6 +247,7 @@ tasks = Table(
     Column("gap_us", BigInteger, nullable=False),
     UniqueConstraint("job_id", "video_id", "bucket_start", "bucket_end"),
     ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
+    sqlite_autoincrement=True,
 )
 
 # What a commit writes (samples, predictions, gaps, usage) has no foreign keys: it is written under
@@ -382,7 +387,6 @@ events = Table(
     "events",
     metadata,
     Column("id", StorableText, primary_key=True),
-    # No foreign key: what is to be told outlives a job that is purged.
     Column("job_id", _Id, nullable=False, index=True),
     Column("kind", StorableText, nullable=False),
     Column("url", StorableText, nullable=False),

@@ -29,8 +29,9 @@ def similarities(vectors: Half | Single, labels: Single) -> Single:
     found = np.empty((len(vectors), len(labels)), dtype=np.float32)
     for at in range(0, len(vectors), _CHUNK):
         part = slice(at, at + _CHUNK)
-        squares = vectors[part].astype(np.float64).reshape(-1, len(wide)) @ wide
-        best = squares.reshape(len(vectors[part]), -1, len(labels)).max(axis=1)
+        best = vectors[part].astype(np.float64).reshape(-1, len(wide)) @ wide
+        if len(best) > len(vectors[part]):
+            best = best.reshape(len(vectors[part]), -1, len(labels)).max(axis=1)
         best *= 1e6
         found[part] = np.rint(best, out=best) / 1e6
     return found
@@ -44,11 +45,8 @@ def best_labels(similarity: Single, top_n: int) -> tuple[Positions, Single, Sing
     shares = np.exp(LOGIT_SCALE * (similarity - similarity.max(axis=1, keepdims=True)))
     shares /= shares.sum(axis=1, keepdims=True)
     best = _falling(similarity)[:, :top_n]
-    return (
-        best,
-        np.take_along_axis(similarity, best, axis=1),
-        np.take_along_axis(shares, best, axis=1),
-    )
+    place = best + np.arange(0, similarity.size, similarity.shape[1])[:, np.newaxis]
+    return best, similarity.take(place), shares.take(place)
 
 
 def _falling(similarity: Single) -> Positions:

@@ -48,18 +48,16 @@ def of_job(  # noqa: PLR0917
 ) -> Iterator[VideoVectors]:
     """The embeddings of the job's videos (or of some of them) as its sampling, fit and model have
     them, made by whichever job; by number of video. Videos without any are left out."""
-    query = (
-        _rows()
-        .join(job_videos, job_videos.c.video_id == embeddings.c.video_id)
-        .where(
-            job_videos.c.job_id == job_id,
-            embeddings.c.sampling == str(sampling),
-            embeddings.c.fit == fit,
-            embeddings.c.model == model,
-        )
-    )
+    of_job = select(job_videos.c.video_id).where(job_videos.c.job_id == job_id)
     if video_ids is not None:
-        query = query.where(embeddings.c.video_id.in_(list(video_ids)))
+        of_job = of_job.where(job_videos.c.video_id.in_(list(video_ids)))
+    # Not a join: for one of those SQLite would sort the rows, vectors and all.
+    query = _rows().where(
+        embeddings.c.video_id.in_(of_job),
+        embeddings.c.sampling == str(sampling),
+        embeddings.c.fit == fit,
+        embeddings.c.model == model,
+    )
     return _by_video(connection, query)
 
 

@@ -41,17 +41,12 @@ from storage.database import connect, reading, upgrade, with_retries
 from storage.records import (
     ArchiveFile,
     Fit,
-    FrameRange,
     JobSpec,
     Label,
     LabelSet,
     Sampling,
-    VideoInfo,
     VideoState,
 )
-from workers.footage.plan import plan
-from workers.footage.probe import probe
-from workers.probing import content_id
 
 VIDEOS = 12
 SECONDS = 8
@@ -84,6 +79,7 @@ PACE = {
     "NIGHTREEL_SWEEP_INTERVAL_S": "0.5",
     "NIGHTREEL_FEED_INTERVAL_S": "0.1",
     "NIGHTREEL_WINDOW": "16",
+    "NIGHTREEL_LEADER_LEASE_S": "3",
     "NIGHTREEL_API_ATTEMPTS": "2",
     "NIGHTREEL_API_READ_TIMEOUT_S": "2",
 }
@@ -101,17 +97,21 @@ RESULTS = {
 }
 """What a job leaves, without numbers of rows, moments and names of workers."""
 
-AUDIT = "CREATE TABLE audit (task_id BIGINT, state TEXT, attempts INT, worker TEXT, why TEXT)"
-NOTE = "INSERT INTO audit VALUES (NEW.id, NEW.state, NEW.attempts, NEW.worker, NEW.error_kind)"
-TRIGGERS = {
-    "sqlite": [f"CREATE TRIGGER note AFTER UPDATE OF state ON tasks BEGIN {NOTE}; END"],
-    "postgresql": [
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS "
-        f"$$ BEGIN {NOTE}; RETURN NULL; END $$",
-        "CREATE TRIGGER note AFTER UPDATE OF state ON tasks FOR EACH ROW EXECUTE FUNCTION note()",
-    ],
-}
-"""Of a step to a state that the task has already too: nothing may be done twice."""
+AUDIT = "CREATE TABLE audit (queue TEXT, row_id BIGINT, state TEXT, why TEXT)"
+
+
+def _triggers(dialect: str, table: str) -> list[str]:
+    """What notes each step to a state, also to one that the row has already: nothing may be done
+    twice."""
+    note = f"INSERT INTO audit VALUES ('{table}', NEW.id, NEW.state, NEW.error_kind)"
+    when = f"CREATE TRIGGER note_{table} AFTER UPDATE OF state ON {table}"
+    if dialect == "sqlite":
+        return [f"{when} BEGIN {note}; END"]
+    return [
+        f"CREATE FUNCTION note_{table}() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN {note}; RETURN NULL; END $$",
+        f"{when} FOR EACH ROW EXECUTE FUNCTION note_{table}()",
+    ]
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 45.0) -> None:
@@ -122,29 +122,21 @@ def wait_until(condition: Callable[[], object], what: str, seconds: float = 45.0
         time.sleep(0.02)
 
 
-@dataclass(frozen=True)
-class Footage:
-    """A video of the archive with its plan."""
-
-    file: ArchiveFile
-    content_id: str
-    info: VideoInfo
-    ranges: list[FrameRange]
+def let_pass(seconds: float) -> None:
+    """Let an outage last so long."""
+    over = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= over, "time passes", seconds + 5)
 
 
 @cache
-def footage(folder: Path) -> list[Footage]:
-    """The archive, made in this folder once a process: small H.264 files, no two alike."""
+def archive(folder: Path) -> list[ArchiveFile]:
+    """Small H.264 files, no two alike, made in this folder once a process."""
     folder.mkdir()
     found = []
     for number, colours in zip(range(VIDEOS), itertools.permutations(COLOURS, 3), strict=False):
         scenes = list(zip(colours, (2, 3, SECONDS - 5), strict=True))
-        path = make_clip(folder / f"{number:02}.mp4", scenes)
-        info, index = probe(str(path))
-        stat = path.stat()
-        file = ArchiveFile(str(path), stat.st_size, stat.st_mtime_ns)
-        ranges = plan(info, index, SPEC.sampling, 1_000_000)
-        found.append(Footage(file, content_id(str(path)), info, ranges))
+        stat = make_clip(folder / f"{number:02}.mp4", scenes).stat()
+        found.append(ArchiveFile(str(folder / f"{number:02}.mp4"), stat.st_size, stat.st_mtime_ns))
     return found
 
 
@@ -307,13 +299,13 @@ class Farm:
     def __enter__(self) -> Self:
         self.engine: Engine = connect(self.database_url)
         with self.engine.begin() as connection:
-            for statement in (AUDIT, *TRIGGERS[self.engine.dialect.name]):
-                connection.exec_driver_sql(statement)
-        self.job_id = ledger.open_job(self.engine, SPEC).id
-        for video in footage(self.folder.parent / "footage"):
-            video_id = ledger.register_file(self.engine, video.file, video.content_id)
-            ledger.plan_video(self.engine, self.job_id, video_id, video.info, video.ranges)
-        ledger.finish_planning(self.engine, self.job_id)
+            connection.exec_driver_sql(AUDIT)
+            for table in ("probes", "tasks"):
+                for statement in _triggers(self.engine.dialect.name, table):
+                    connection.exec_driver_sql(statement)
+        files = archive(self.folder.parent / "archive")
+        job = ledger.open_job(self.engine, SPEC, task_us=1_000_000, files=files)
+        self.job_id = job.id
         self.api.start()
         return self
 
@@ -332,8 +324,7 @@ class Farm:
 
     def scheduler(self, *command: str, name: str = "scheduler", **settings: str) -> Part:
         """Start a scheduler; `command` in place of `-m scheduler`."""
-        words = [*(command or ("-m", "scheduler")), "--job", str(self.job_id)]
-        return self._start(name, words, settings)
+        return self._start(name, [*(command or ("-m", "scheduler"))], settings)
 
     def workers(self, name: str, *, concurrency: int = CONCURRENCY, **settings: str) -> Part:
         """Start a worker of so many processes, that stand in the ledger under `name`."""
@@ -407,6 +398,16 @@ class Farm:
         )
         return [row[0] for row in found]
 
+    def until_at_work(self, *parts: Part) -> None:
+        """Wait until each of these workers holds a lease. The API is slow meanwhile, so that the
+        others do not finish the job before."""
+        usual, self.api.delay_s = self.api.delay_s, lambda: 1.0
+        wait_until(
+            lambda: all(self.leased_to(part.name) for part in parts),
+            f"{', '.join(part.name for part in parts)} at work",
+        )
+        self.api.delay_s = usual
+
     def kill_one_at_work(self) -> None:
         """SIGKILL a process of a pool that holds a lease on a task's first attempt."""
 
@@ -426,7 +427,11 @@ class Farm:
     def finish(self, *, seconds: float = 60.0) -> None:
         """Wait until the job is closed, and see every process end by itself when it is asked to."""
         closed = "SELECT COUNT(*) FROM jobs WHERE state = 'closed'"
-        wait_until(lambda: self.count(closed) == 1, f"job closed ({self.standing()})", seconds)
+        try:
+            wait_until(lambda: self.count(closed) == 1, "the job is closed", seconds)
+        except AssertionError as error:
+            error.add_note(self.standing())
+            raise
         running = [part for part in self.parts if part.process.poll() is None]
         for part in running:
             part.signal(signal.SIGTERM)
@@ -434,12 +439,10 @@ class Farm:
             assert part.process.wait(25) == 0, f"{part.name} ended with {part.process.returncode}"
         wait_until(lambda: not self.processes(), "every process has ended", 15)
 
-    def standing(self) -> str:
-        """The tasks by state, for messages."""
-        return ", ".join(
-            f"{count} {state}"
-            for state, count in self.rows("SELECT state, COUNT(*) FROM tasks GROUP BY state")
-        )
+    def standing(self, queue: str = "tasks") -> str:
+        """How many of its rows stand how."""
+        found = self.rows(f"SELECT state, COUNT(*) FROM {queue} GROUP BY state ORDER BY state")
+        return ", ".join(f"{count} {state}" for state, count in found)
 
     def check(self, *, spent: int = 0, again: int = 0) -> None:
         """Assert that the job is what a calm run makes of it: nothing lost, nothing done twice.
@@ -451,14 +454,17 @@ class Farm:
 
     def check_counts(self, *, spent: int = 0, again: int = 0) -> None:
         """The same without comparing what was found."""
-        steps = self.rows("SELECT task_id, state, attempts, why FROM audit")
-        commits = Counter(step.task_id for step in steps if step.state == "done")
-        assert self.standing() == f"{TASKS} done"
-        assert len(commits) == TASKS
-        assert set(commits.values()) == {1}, "a task was committed more than once"
-        assert not [step for step in steps if step.state == "failed"]
-        assert {step.why for step in steps} <= {None, "worker-lost", "api-outage"}
-        vain = self.count("SELECT SUM(attempts - 1) FROM tasks")
+        for queue, rows in (("probes", VIDEOS), ("tasks", TASKS)):
+            steps = self.rows("SELECT row_id, state, why FROM audit WHERE queue = :q", q=queue)
+            commits = Counter(step.row_id for step in steps if step.state == "done")
+            assert self.standing(queue) == f"{rows} done"
+            assert len(commits) == rows
+            assert set(commits.values()) == {1}, f"of {queue}, one was committed more than once"
+            assert not [step for step in steps if step.state == "failed"]
+            assert {step.why for step in steps} <= {None, "worker-lost", "api-outage"}
+        vain = sum(
+            self.count(f"SELECT SUM(attempts - 1) FROM {queue}") for queue in ("probes", "tasks")
+        )
         assert vain <= spent, f"{vain} attempts were spent in vain"
         assert self.api.frames - SAMPLES <= again, f"{self.api.frames - SAMPLES} frames sent again"
         for one in coverage(self.engine, self.job_id):

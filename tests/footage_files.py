@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -184,6 +185,55 @@ HARD_FILES: dict[str, Callable[[Path], Path]] = {
     "one_frame.mkv": lambda path: encode(path, frames(1), options=x264()),
 }
 """Files that decode without a fault, by name; the suffix chooses the container."""
+
+
+def announcing(path: Path, samples: int, tracks: int = 1) -> Path:
+    """Write an MP4 of a kilobyte whose tables announce so many samples of one byte a track, all in
+    one chunk: true to the letter of ISO/IEC 14496-12, and nothing of it is there."""
+
+    def numbers(*values: int) -> bytes:
+        return struct.pack(f">{len(values)}I", *values)
+
+    def box(kind: bytes, *parts: bytes) -> bytes:
+        content = b"".join(parts)
+        return numbers(8 + len(content)) + kind + content
+
+    def table(kind: bytes, *values: int) -> bytes:
+        return box(kind, numbers(0, *values))
+
+    square = numbers(0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
+    entry = box(
+        b"mp4v",
+        bytes(6) + b"\0\1" + bytes(16) + struct.pack(">HH", WIDTH, HEIGHT),
+        numbers(72 << 16, 72 << 16, 0) + b"\0\1" + bytes(32) + b"\0\x18\xff\xff",
+    )
+    tables = box(
+        b"stbl",
+        box(b"stsd", numbers(0, 1), entry),
+        table(b"stts", 1, samples, 1),
+        table(b"stsc", 1, 1, samples, 1),
+        table(b"stsz", 1, samples),
+        table(b"stco", 1, 40),
+    )
+    dref = box(b"dref", numbers(0, 1), box(b"url ", numbers(1)))
+    media = box(
+        b"mdia",
+        table(b"mdhd", 0, 0, 30, samples, 0x55C40000),
+        box(b"hdlr", numbers(0, 0), b"vide", bytes(13)),
+        box(b"minf", table(b"vmhd", 0, 0), box(b"dinf", dref), tables),
+    )
+    shape = square + numbers(WIDTH << 16, HEIGHT << 16)
+    rest = b"\1\0" + bytes(10) + square + bytes(24) + numbers(tracks + 1)
+    movie = [box(b"mvhd", numbers(0, 0, 0, 30, samples, 0x10000), rest)]
+    for number in range(1, tracks + 1):
+        head = box(b"tkhd", numbers(0, 0, 0, number, 0, samples), bytes(16), shape)
+        movie.append(box(b"trak", head, media))
+    path.write_bytes(
+        box(b"ftyp", b"isom", numbers(512), b"isommp41")
+        + box(b"mdat", bytes(64))
+        + box(b"moov", *movie)
+    )
+    return path
 
 
 MEDIA = Path(os.environ.get("NIGHTREEL_TEST_MEDIA", Path(__file__).parents[2] / "shared" / "media"))

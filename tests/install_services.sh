@@ -1,12 +1,14 @@
 #!/bin/sh
-# Redis and PostgreSQL for the tests, from Debian's packages, where they are missing. Nothing is
-# started here: the tests start their own servers, on their own ports, in their own directories.
+# Redis, PostgreSQL and libfaketime for the tests, from Debian's packages, where they are missing.
+# Nothing is started here: the tests start their own servers, on their own ports, in their own
+# directories.
 set -eu
 
 missing=""
 command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
     missing="$missing postgresql"
+ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

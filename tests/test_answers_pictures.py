@@ -17,7 +17,7 @@ from rows import SECOND
 
 from nightreel.reports.annotate import annotate
 from nightreel.reports.drawing import Artist, Told
-from nightreel.reports.lettering import Tag, font, tag_picture
+from nightreel.reports.lettering import Tag, font, tag_picture, wrapped
 from nightreel.reports.sheet import contact_sheet
 from storage.columns import SampleColumns
 from storage.records import Gap, GapKind, Prediction, SampleResult, VideoInfo
@@ -169,6 +169,62 @@ def test_a_turned_video_is_written_upright(tmp_path: Path) -> None:
         assert (frame.width, frame.height, frame.rotation) == (96, 160, 0)
 
 
+def with_subtitles(clip: Path, out: Path) -> Path:
+    """The clip with two tones, a line of subtitles from 1 s to 3 s, two chapters, title, date."""
+    words, chapters = out.with_suffix(".srt"), out.with_suffix(".txt")
+    words.write_text("1\n00:00:01,000 --> 00:00:03,000\nfirst words\n")
+    chapters.write_text(
+        ";FFMETADATA1\ntitle=the title\n"
+        "[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=2000\ntitle=one\n"
+        "[CHAPTER]\nTIMEBASE=1/1000\nSTART=2000\nEND=4000\ntitle=two\n"
+    )
+    tones = ["-f", "lavfi", "-i", "sine=d=4", "-f", "lavfi", "-i", "sine=f=900:d=4"]
+    maps = [word for at in range(4) for word in ("-map", str(at))]
+    subtitles = "mov_text" if out.suffix == ".mp4" else "subrip"
+    subprocess.run(
+        ["ffmpeg", "-v", "error", "-y", "-i", clip, *tones, "-i", words, "-i", chapters, *maps,
+         "-map_metadata", "4", "-c:v", "copy", "-c:a", "aac", "-c:s", subtitles,
+         "-metadata:s:a:1", "language=deu", "-metadata", "creation_time=2024-07-01T10:00:00Z",
+         out],
+        check=True,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [("mp4", "mp4", True), ("mkv", "mkv", True), ("mkv", "mp4", False), ("mp4", "mkv", False)],
+)
+def test_what_is_beside_the_pictures_is_kept(
+    tmp_path: Path, before: str, after: str, kept: bool
+) -> None:
+    """Each stream of sound, subtitles that the output can hold (else they are named), chapters,
+    title, date and languages; a part has its own part of them."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 2), ("blue", 2)])
+    try:
+        source = with_subtitles(clip, tmp_path / f"source.{before}")
+    except FileNotFoundError:
+        pytest.skip("ffmpeg is missing")
+    out, lost = tmp_path / f"out.{after}", list[str]()
+    annotated(source, out, start_us=2 * SECOND, left_out=lost.append)
+    with av.open(str(out)) as container:
+        assert [one.language for one in container.streams.audio] in (["und", "deu"], [None, "deu"])
+        assert container.metadata["title"] == "the title"
+        if before == "mp4":
+            assert container.metadata["creation_time"].startswith("2024-07-01T10:00:00")
+        (chapter,) = container.chapters()
+        assert chapter["metadata"]["title"] == "two"
+        lines = [
+            (float(p.pts * p.time_base), float(p.duration * p.time_base))
+            for stream in container.streams.subtitles
+            for p in container.demux(stream)
+            if b"first words" in bytes(p)
+        ]
+    assert lines == ([pytest.approx((0, 1), abs=0.05)] if kept else [])
+    assert bool(lost) is not kept
+    assert all("subtitle" in one for one in lost)
+
+
 def test_nothing_is_left_of_a_failed_one(tmp_path: Path) -> None:
     """No half file, under no name; a wrong ending is refused before anything is read."""
     clip = make_clip(tmp_path / "clip.mp4", [("red", 1)])
@@ -232,13 +288,29 @@ def test_long_names_are_cut_and_keep_their_confidence() -> None:
     assert font(20).getlength("Ünïcode меч Ελλάδα") > 100
 
 
-def test_a_notice_is_on_every_picture() -> None:
-    """What must be said of a coarse engine stands on the frame."""
+@pytest.mark.parametrize("size", [(640, 360), (204, 360), (96, 54), (64, 36)])
+def test_a_notice_is_on_every_picture_and_hides_no_scene(size: tuple[int, int]) -> None:
+    """What must be said of a coarse engine stands under the label, in lines that fit; the strip of
+    scenes is as it is without."""
     info = probe_like()
-    blank = np.full((180, 320, 3), 255, np.uint8)
-    plain = np.asarray(Artist(told(info, every(0, info)), 320, 180).draw(blank, 0))
-    noted = told(info, every(0, info), notice="coarse engine")
-    assert (np.asarray(Artist(noted, 320, 180).draw(blank, 0)) != plain).any(axis=2).sum() > 500
+    blank = np.full((size[1], size[0], 3), 255, np.uint8)
+    plain = np.asarray(Artist(told(info, every(0, info)), *size).draw(blank, 0))
+    noted = told(info, every(0, info), notice="This engine is coarse: look before you rely. " * 5)
+    changed = (np.asarray(Artist(noted, *size).draw(blank, 0)) != plain).any(axis=(1, 2))
+    assert changed.any()
+    assert changed.nonzero()[0].max() < max(size[1] // 2, size[1] - 6)
+    assert not changed[-6:].any()
+
+
+def test_small_print_is_wrapped_between_words() -> None:
+    """Lines are no wider than they may be; what is too much ends with an ellipsis."""
+    face = font(12)
+    lines = wrapped("one two three four five six seven", face, 90, 3)
+    assert len(lines) == 3
+    assert all(face.getlength(line) <= 90 for line in lines)
+    assert " ".join(lines).startswith("one two")
+    assert wrapped("one two three four five six", face, 60, 2)[-1].endswith("…")
+    assert wrapped("one", face, 90, 3) == ["one"]
 
 
 @pytest.mark.parametrize("ending", ["mp4", "avi"])

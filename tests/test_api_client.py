@@ -105,7 +105,7 @@ def test_both_ways_give_the_same_numbers(server: ContractServer) -> None:
 
 def test_confidence_is_softmax_of_a_hundred_cosines() -> None:
     """A cosine 0.05 above the other is a confidence of 1 / (1 + e^-5)."""
-    first, second = predictions_of(np.array([0.20, 0.25]), 5)
+    first, second = predictions_of(np.array([0.20, 0.25], np.float32), 5)
     assert (first.label, second.label) == (1, 0)
     assert first.confidence == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-6)
     assert first.confidence + second.confidence == pytest.approx(1)

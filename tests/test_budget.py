@@ -18,15 +18,16 @@ from typing import Any
 import pytest
 from clips import make_clip
 from contract_server import ContractServer, answer_with, contract_server
-from rows import info, planned, ranges
+from rows import add_video, claimed, found, info, planned, ranges, spec
 from sqlalchemy import Engine
 
-from scheduler.estimate import estimate
+from scheduler.estimate import Planned, estimate
 from scheduler.submit import job_spec
-from storage import ledger
+from storage import ledger, results
 from storage.database import connect
+from storage.embedded import embedded_ranges
 from storage.ledger import BudgetSpent, JobState
-from storage.records import ArchiveFile, Fit, Label, LabelSet, Sampling, TaskState
+from storage.records import ArchiveFile, Fit, Gap, GapKind, Label, LabelSet, Sampling, TaskState
 from workers import tasks
 from workers.api import ApiClient, Outage
 from workers.probing import Asked, probe_and_plan
@@ -338,6 +339,98 @@ def test_a_plan_is_within_two_percent_of_usage(
     assert plan["time_s"] == pytest.approx((images + texts) / 20, rel=0.02)
 
 
+def planned_row(folder: Path, *arguments: str) -> dict[str, Any]:
+    code, out, err = nightreel(folder, "plan", *arguments, "--format", "json")
+    assert code == 0, err
+    (row,) = json.loads(out)
+    return dict(row)
+
+
+def spent(folder: Path) -> tuple[int, int]:
+    with closing(sqlite3.connect(folder / "nightreel.db")) as database:
+        query = "select sum(image_calls), sum(text_calls) from usage"
+        images, texts = database.execute(query).fetchone()
+        return images, texts
+
+
+def test_a_plan_deducts_what_is_stored(
+    tmp_path: Path, archive: Path, server: ContractServer
+) -> None:
+    """After a run, another job over the same archive is planned without a call, and makes none;
+    of a video that came later only its own frames are planned, and paid."""
+    asked = ("archive", "--api", server.url, "--labels", "labels.yaml", "--fps", "4")
+    before = planned_row(tmp_path, *asked)
+    assert before["embedded"] == 0
+    code, _, err = nightreel(tmp_path, "run", *asked)
+    assert code == 0, err
+    after = planned_row(tmp_path, *asked)
+    assert after["embedded"] == after["samples"] == before["samples"]
+    assert (after["image_calls"], after["text_calls"], after["mib"]) == (0, 0, 0)
+    paid = spent(tmp_path)
+    code, _, err = nightreel(tmp_path, "run", *asked, "--top", "1")
+    assert code == 0, err
+    assert spent(tmp_path) == paid
+    other_labels = ("archive", "--api", server.url, "--fps", "4")
+    row = planned_row(tmp_path, *other_labels)
+    assert (row["image_calls"], row["text_calls"]) == (0, 1)
+    other_frames = planned_row(tmp_path, *asked[:-1], "2")
+    assert other_frames["embedded"] == 0
+
+    make_clip(archive / "three.mp4", [("white", 7)])
+    row = planned_row(tmp_path, *asked)
+    assert (row["samples"], row["embedded"]) == (before["samples"] + 28, before["samples"])
+    code, _, err = nightreel(tmp_path, "run", *asked)
+    assert code == 0, err
+    images, texts = spent(tmp_path)
+    assert abs(row["image_calls"] - (images - paid[0])) <= 0.02 * row["image_calls"]
+    assert (row["text_calls"], texts) == (0, paid[1])
+
+
+def test_labels_that_were_compared_before_cost_no_text_calls(
+    tmp_path: Path, archive: Path, server: ContractServer
+) -> None:
+    """Where an API only compares, pictures are paid for again and prompts are not."""
+    server.embeds = False
+    asked = ("archive", "--api", server.url, "--labels", "labels.yaml")
+    before = planned_row(tmp_path, *asked)
+    code, _, err = nightreel(tmp_path, "run", *asked)
+    assert code == 0, err
+    paid = spent(tmp_path)
+    after = planned_row(tmp_path, *asked)
+    assert (before["text_calls"], after["text_calls"]) == (paid[1], 0)
+    assert after["image_calls"] == before["image_calls"] == paid[0]
+    code, _, err = nightreel(tmp_path, "run", *asked, "--top", "1")
+    assert code == 0, err
+    assert spent(tmp_path) == (2 * paid[0], paid[1])
+
+
+def test_what_a_plan_takes_as_stored_is_what_a_worker_finds(engine: Engine) -> None:
+    """Whatever ranges were committed by jobs that cut the video otherwise, with gaps that last and
+    gaps that do not, and however it is cut now: the short answer is that of reading the vectors."""
+    chance, seconds, undone = random.Random(5), 120, {3, 7, 12}
+    kinds = [GapKind.DAMAGED, GapKind.READ_ERROR]
+    for key, each in (("one", 4), ("two", 9)):
+        job = ledger.open_job(engine, spec(key), files=())
+        video = add_video(engine, job.id, "video", seconds, each)
+        ledger.finish_planning(engine, job.id)
+        for n, task_id in enumerate(ledger.feed(engine, 100, job.id)):
+            claim = claimed(engine, task_id)
+            if n in undone:
+                continue
+            at = chance.choice(claim.frame_range.buckets) * 1_000_000
+            gap = Gap(at, at + 1_000_000, chance.choice(kinds), "noise")
+            some = [gap] if chance.random() < 0.5 else []
+            assert results.commit(engine, task_id, claim.fence, found(claim, gaps=some))
+    key_of_vectors = job.sampling, job.fit, job.model
+    cuts = [one for each in (1, 4, 7, 9, 13, 30) for one in ranges(seconds, each)]
+    stored = [
+        results.stored_vectors(engine, video, *key_of_vectors, one) is not None for one in cuts
+    ]
+    assert embedded_ranges(engine, "content-video", *key_of_vectors, cuts) == stored
+    assert 20 < sum(stored) < len(cuts) - 20
+    assert not any(embedded_ranges(engine, "content-other", *key_of_vectors, cuts))
+
+
 def test_a_run_ends_at_its_budget_and_the_same_command_goes_on(
     tmp_path: Path, archive: Path, server: ContractServer
 ) -> None:
@@ -407,8 +500,9 @@ def test_bytes_are_estimated_by_the_size_of_the_pictures() -> None:
     labels = LabelSet("two", (Label("a", ("a",)), Label("b", ("b",))))
     small, large = (
         estimate(
-            [(info(600), ranges(600, 60))],
+            [Planned(info(600), ranges(600, 60), [False] * 10)],
             labels,
+            labels_known=False,
             fit=Fit.CROP,
             embeds=True,
             batch=8,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import psycopg
 import pytest
 import redis
 from conftest import Service
-from farm import CONCURRENCY, LEASE_S, RATE, TASKS, Farm, Part, wait_until
+from farm import CONCURRENCY, LEASE_S, RATE, TASKS, Farm, Part, let_pass
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -76,7 +75,7 @@ class Havoc:
         self.attempts += CONCURRENCY
         stopped = self.chance.choice(self.workers)
         stopped.signal(signal.SIGSTOP, group=True)
-        self._pass_s(LEASE_S + 1)
+        let_pass(LEASE_S + 1)
         stopped.signal(signal.SIGCONT, group=True)
 
     def end_a_worker(self) -> None:
@@ -96,23 +95,23 @@ class Havoc:
 
     def restart_redis(self) -> None:
         self._redis.stop(kill=self.chance.random() < 0.5)
-        self._pass_s(self.chance.choice([0, 1]))
+        let_pass(self.chance.choice([0, 1]))
         self._redis.start()
 
     def restart_postgresql(self) -> None:
         self._postgres.stop(kill=self.chance.random() < 0.5)
-        self._pass_s(self.chance.choice([0, 1]))
+        let_pass(self.chance.choice([0, 1]))
         self._postgres.start()
 
     def api_away(self) -> None:
         self.farm.api.stop()
-        self._pass_s(1)
+        let_pass(1)
         self.farm.api.start()
 
     def api_refuses(self) -> None:
         answer = self.chance.choice([(429, {"Retry-After": "1"}), (429, {}), (503, {}), (500, {})])
         self.farm.api.refusal = lambda: answer
-        self._pass_s(0.5)
+        let_pass(0.5)
         self.farm.api.refusal = lambda: None
 
     def _leaving(self, parts: list[Part]) -> Part:
@@ -121,12 +120,6 @@ class Havoc:
     def _name(self) -> str:
         self._named += 1
         return f"next{self._named}"
-
-    @staticmethod
-    def _pass_s(seconds: float) -> None:
-        """Let an outage last."""
-        over = time.monotonic() + seconds
-        wait_until(lambda: time.monotonic() >= over, "the outage is over")
 
 
 def test_all_faults_together_change_nothing(
@@ -139,7 +132,7 @@ def test_all_faults_together_change_nothing(
         for number in range(1, FAULTS + 1):
             farm.until_done(number * 0.8 * TASKS / FAULTS)
             havoc.any_fault()
-        farm.finish()
+        farm.finish(seconds=120)
         farm.check(spent=havoc.attempts, again=havoc.attempts * RATE)
     except BaseException as error:
         error.add_note(f"NIGHTREEL_TEST_SEED={seed}: {', '.join(havoc.story)}")

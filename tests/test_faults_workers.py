@@ -14,7 +14,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from conftest import missing
-from farm import CONCURRENCY, RATE, TASKS, Farm, wait_until
+from farm import CONCURRENCY, RATE, TASKS, Farm, let_pass, wait_until
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -37,6 +37,12 @@ runpy.run_module("scheduler", run_name="__main__", alter_sys=True)
 """A scheduler each of whose messages is sent three times."""
 
 HOUR_S = 3600
+
+WRITERS_AT_REST = """
+SELECT COUNT(*) FROM pg_stat_activity a WHERE state = 'idle in transaction'
+AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.pid = a.pid AND l.mode = 'RowExclusiveLock')
+"""
+"""Sessions that hold what they have written and say nothing."""
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_killed_workers_lose_nothing(farm: Farm, whole: bool) -> None:
     for share in (0.1, 0.3, 0.5, 0.7):
         farm.until_done(share)
         victim = working.pop(0)
-        wait_until(lambda who=victim.name: farm.leased_to(who), "a lease of the victim")
+        farm.until_at_work(victim)
         victim.signal(signal.SIGKILL, group=whole)
         victim.process.wait()
         kills += 1
@@ -122,6 +128,31 @@ def test_a_worker_that_stood_still_beyond_its_lease_commits_nothing(either_farm:
     assert all(name.startswith("other/") for (name,) in by)
 
 
+def test_a_worker_that_stands_still_within_a_transaction_holds_nobody_up(farm: Farm) -> None:
+    """Its session is ended by the database, which frees the rows that it had locked."""
+    farm.scheduler()
+    zombie = farm.workers("zombie")
+    farm.until_done(0.1)
+
+    def stopped_within() -> bool:
+        zombie.signal(signal.SIGSTOP, group=True)
+        if _in_a_transaction(farm):
+            let_pass(0.2)  # the scheduler's own transactions are over by then
+            if _in_a_transaction(farm):
+                return True
+        zombie.signal(signal.SIGCONT, group=True)
+        return False
+
+    farm.api.delay_s = lambda: 0.3
+    wait_until(stopped_within, "the worker stopped within a transaction")
+    held = farm.leased_to("zombie")
+    farm.workers("other")
+    wait_until(lambda: farm.done() == TASKS, "all tasks done without it", 75)
+    zombie.signal(signal.SIGCONT, group=True)
+    farm.finish()
+    farm.check(spent=len(held), again=len(held) * RATE)
+
+
 def _in_a_transaction(farm: Farm) -> bool:
     """Whether a stopped process holds the whole database up."""
     if farm.engine.dialect.name == "sqlite":
@@ -134,8 +165,7 @@ def _in_a_transaction(farm: Farm) -> bool:
                 return True
             return False
     with psycopg.connect(farm.database_url) as connection:
-        query = "SELECT COUNT(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
-        found = connection.execute(query).fetchone()
+        found = connection.execute(WRITERS_AT_REST).fetchone()
     return bool(found and found[0])
 
 
@@ -143,13 +173,13 @@ def _in_a_transaction(farm: Farm) -> bool:
 def test_a_worker_asked_to_end_finishes_what_it_holds(farm: Farm, how: dict[str, str]) -> None:
     """SIGTERM in the middle of work costs no attempt and no call, and the worker ends with 0."""
     farm.scheduler()
+    leaving = [farm.workers("one", **how), farm.workers("two", **how)]
     farm.workers("stays")
-    for number, share in enumerate((0.1, 0.3, 0.5)):
-        leaving = farm.workers(f"leaves{number}", **how)
-        farm.until_done(share)
-        wait_until(lambda who=leaving.name: farm.leased_to(who), "a lease of the one that leaves")
-        leaving.signal(signal.SIGTERM)
-        assert leaving.process.wait(25) == 0
+    farm.until_at_work(*leaving)
+    for one in leaving:
+        one.signal(signal.SIGTERM)
+    for one in leaving:
+        assert one.process.wait(30) == 0
     farm.finish()
     farm.check()
 
@@ -160,7 +190,7 @@ def test_workers_come_and_go(farm: Farm) -> None:
     farm.workers("one")
     farm.until_done(0.1)
     more = [farm.workers(name) for name in ("two", "three", "four")]
-    wait_until(lambda: all(farm.leased_to(one.name) for one in more), "all four at work")
+    farm.until_at_work(*more)
     for one in more[:2]:
         one.signal(signal.SIGTERM)
         assert one.process.wait(25) == 0

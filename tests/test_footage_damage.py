@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -58,6 +59,69 @@ def test_damage_stays_in_its_group(container: str, spoiled: range, tmp_path: Pat
             if result.start_us // 1_000_000 != group:
                 assert isinstance(result, DecodedSample), result
                 assert result.picture.tobytes() == unhurt[result.t_us]
+
+
+def spoiled_at(path: Path, number: int, count: int, options: dict[str, str]) -> Path:
+    """A video of which one packet, in decoding order, is noise."""
+    return encode(
+        path,
+        [grainy(at) for at in range(count)],
+        options=options,
+        change=lambda at, packet: damaged(packet) if at == number else packet,
+    )
+
+
+@pytest.mark.parametrize("spoiled", [0, 37, 59, 119])
+@pytest.mark.parametrize("bframes", [0, 3])
+def test_no_picture_is_made_of_damage(bframes: int, spoiled: int, tmp_path: Path) -> None:
+    """Decoders tell of damage, make up what they lack, and go on from that to the next keyframe:
+    none of it is a sample. Each is, bit for bit, what the undamaged file gives; most are had."""
+    options = x264(bframes=bframes)
+    whole = spoiled_at(tmp_path / "whole.mp4", -1, 120, options)
+    path = spoiled_at(tmp_path / "spoiled.mp4", spoiled, 120, options)
+    every = Sampling(SamplingMode.EVERY_FRAME, None)
+    true = {
+        sample.t_us: sample.picture.tobytes()
+        for sample in read(whole, every)
+        if isinstance(sample, DecodedSample)
+    }
+    for sampling in (FIRST, Sampling(), every):
+        samples = [result for result in read(path, sampling) if isinstance(result, DecodedSample)]
+        assert len(samples) >= len(read(whole, sampling)) // 2
+        for sample in samples:
+            assert sample.picture.tobytes() == true[sample.t_us]
+
+
+def test_a_whole_frame_stands_in_for_one_that_refers_to_damage(tmp_path: Path) -> None:
+    """Frames 50 to 79 refer to damage: of the second from 60 on, the keyframe 80 is the sample."""
+    path = spoiled_at(tmp_path / "spoiled.mp4", 50, 120, x264(gop=40, bframes=0))
+    results = read(path, Sampling(SamplingMode.FIRST, Fraction(1)))
+    assert all(isinstance(result, DecodedSample) for result in results)
+    assert [(result.start_us, result.end_us) for result in results] == [
+        (second * 1_000_000, (second + 1) * 1_000_000) for second in range(4)
+    ]
+    assert isinstance(results[2], DecodedSample)
+    assert (results[2].bucket, results[2].t_us) == (2, 2_666_666)
+
+
+def test_time_without_a_whole_frame_is_a_gap(tmp_path: Path) -> None:
+    """Half a second of which every frame refers to damage is a gap with its reason."""
+    path = spoiled_at(tmp_path / "spoiled.mp4", 40, 120, x264(bframes=0))
+    gaps = [result for result in read(path, FIRST) if isinstance(result, Gap)]
+    assert [(gap.start_us, gap.end_us, gap.kind) for gap in gaps] == [
+        (1_500_000, 2_000_000, GapKind.DAMAGED)
+    ]
+    assert "undamaged" in gaps[0].detail
+
+
+def test_damage_without_a_keyframe_after_it_ends_after_ten_seconds(tmp_path: Path) -> None:
+    """A file with one keyframe is not lost for one damaged packet."""
+    path = spoiled_at(tmp_path / "spoiled.mp4", 75, 450, x264(gop=10_000, bframes=0))
+    results = read(path, FIRST)
+    kinds = [kind for kind, _results in itertools.groupby(results, key=type)]
+    assert kinds == [DecodedSample, Gap, DecodedSample]
+    (lost,) = (result for result in results if isinstance(result, Gap))
+    assert (lost.start_us, lost.end_us) == (2_500_000, 12_500_000)
 
 
 def test_a_dropped_packet_is_no_endless_search(tmp_path: Path) -> None:

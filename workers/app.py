@@ -8,12 +8,35 @@ broker cannot give. No result backend, no countdowns: outcomes and delays stand 
 from __future__ import annotations
 
 from celery import Celery
+from kombu.transport import redis as redis_transport
+from kombu.transport import virtual
+from redis.exceptions import RedisError
 
 from workers.settings import QueueSettings
 
 CLASSIFY_RANGE = "nightreel.classify_range"
 PROBE_FILE = "nightreel.probe_file"
 """Names of the two tasks, so that the scheduler can publish without importing their code."""
+
+
+class _QoS(redis_transport.QoS):
+    """What a worker holds of the queue; frees the place of a message also where Redis does not take
+    its acknowledgement.
+
+    kombu 5.7 keeps the place then. Once all are kept nothing is fetched any more, so the broken
+    connection is never noticed, and the worker is deaf for ever after Redis was away.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError):
+            # The message comes again, and the ledger turns it down.
+            virtual.QoS.ack(self, delivery_tag)  # type: ignore[no-untyped-call]
+            raise
+
+
+redis_transport.Channel.QoS = _QoS
 
 
 def make_app(settings: QueueSettings | None = None) -> Celery:

@@ -7,7 +7,7 @@ import threading
 from sqlalchemy import Engine
 
 from storage import ledger
-from storage.database import with_retries
+from storage.database import outlasting
 
 
 class Budget:
@@ -48,12 +48,12 @@ class Budget:
         with self._lock:
             left, self._left, reservation = self._left, 0, self._from
         if left > 0 and reservation is not None:
-            with_retries(lambda: ledger.return_calls(self._engine, self._job_id, reservation, left))
+            outlasting(lambda: ledger.return_calls(self._engine, self._job_id, reservation, left))
 
     def _reserve(self, calls: int) -> None:
         if self._unlimited or calls == 0:
             return
-        got = with_retries(lambda: ledger.reserve_calls(self._engine, self._job_id, calls))
+        got = outlasting(lambda: ledger.reserve_calls(self._engine, self._job_id, calls))
         if got is None:
             self._unlimited = True
             return

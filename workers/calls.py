@@ -27,3 +27,8 @@ def label_calls(labels: LabelSet, *, embeds: bool, batch: int) -> tuple[int, int
 def prompts_of(labels: LabelSet) -> tuple[str, ...]:
     """The prompts of a label set in order, each once."""
     return tuple(dict.fromkeys(p for label in labels.labels for p in label.prompts))
+
+
+def labels_key(model: str, *, embeds: bool) -> str:
+    """The name under which what the API says of a label set is stored: vectors, or weights."""
+    return model if embeds else f"{model} by comparison"

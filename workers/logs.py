@@ -25,8 +25,9 @@ _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
-_TOLD_BY_THE_TASK = ("celery.app.trace", "celery.worker.strategy")
-"""Celery's "received" and "succeeded" say of each message what the task says better."""
+_QUIET = ("celery.app.trace", "celery.worker.strategy", "alembic.runtime.migration")
+"""Heard from WARNING up: of each message Celery says "received" and "succeeded", which the task
+says better, and Alembic of each look at the tables what kind of database it is."""
 
 
 @contextmanager
@@ -91,7 +92,7 @@ def configure(settings: ServiceSettings) -> None:
     root.handlers = [handler]
     root.setLevel(settings.log_level)
     logging.captureWarnings(True)
-    for name in _TOLD_BY_THE_TASK:
+    for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

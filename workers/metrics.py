@@ -89,6 +89,12 @@ class Meters:
             registry=registry,
             buckets=_RANGE_S,
         )
+        # A rate is known from the first event on only where there was a zero before it.
+        for outcome in Outcome:
+            self.tasks.labels(outcome)
+            self.probes.labels(outcome)
+        for kind in ("image", "text"):
+            self.calls.labels(kind)
 
 
 _meters: Meters | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from storage import ledger
-from storage.database import with_retries
+from storage.database import outlasting
 from storage.ledger import ProbeClaim
 from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo, VideoState
 
@@ -75,11 +75,11 @@ def probe_and_plan(asked: Asked, sampling: Sampling, task_us: int) -> Probed:
 def register(engine: Engine, file: ArchiveFile, identity: str) -> int:
     """The number of the video that the file holds. A moved file lies at one place: the name it had
     before is no copy."""
-    video_id = with_retries(lambda: ledger.register_file(engine, file, identity))
-    known = with_retries(lambda: ledger.places(engine, video_id))
+    video_id = outlasting(lambda: ledger.register_file(engine, file, identity))
+    known = outlasting(lambda: ledger.places(engine, video_id))
     gone = [name for name in known if not os.path.lexists(name)]
     if gone and len(gone) < len(known):
-        with_retries(lambda: ledger.forget_places(engine, video_id, gone))
+        outlasting(lambda: ledger.forget_places(engine, video_id, gone))
     return video_id
 
 
@@ -92,21 +92,21 @@ def plan_file(engine: Engine, claim: ProbeClaim) -> bool:
     """
     file = claim.file
     identity: str | None = None
-    video_id = with_retries(lambda: ledger.known_video(engine, file))
+    video_id = outlasting(lambda: ledger.known_video(engine, file))
     if video_id is not None:
-        stands = with_retries(lambda: ledger.video_in_job(engine, claim.job_id, video_id))
+        stands = outlasting(lambda: ledger.video_in_job(engine, claim.job_id, video_id))
         if stands not in (None, VideoState.REJECTED):
-            return with_retries(lambda: ledger.end_probe(engine, claim))
-        known = with_retries(lambda: ledger.known_plan(engine, video_id, claim.sampling))
+            return outlasting(lambda: ledger.end_probe(engine, claim))
+        known = outlasting(lambda: ledger.known_plan(engine, video_id, claim.sampling))
         if known is not None:
-            return with_retries(lambda: ledger.plan_probed(engine, claim, video_id, *known))
-        identity = with_retries(lambda: ledger.content_id(engine, video_id))
+            return outlasting(lambda: ledger.plan_probed(engine, claim, video_id, *known))
+        identity = outlasting(lambda: ledger.content_id(engine, video_id))
     probed = probe_and_plan(Asked(file, identity), claim.sampling, claim.task_us)
     if probed.kind == UNREADABLE:
         raise FileUnreadable(probed.reason)
     info, kind, reason = probed.info, probed.kind, probed.reason
     found = None if probed.content_id is None else register(engine, file, probed.content_id)
     if found is None or info is None:
-        return with_retries(lambda: ledger.reject_probed(engine, claim, found, kind, reason))
+        return outlasting(lambda: ledger.reject_probed(engine, claim, found, kind, reason))
     ranges = probed.ranges
-    return with_retries(lambda: ledger.plan_probed(engine, claim, found, info, ranges))
+    return outlasting(lambda: ledger.plan_probed(engine, claim, found, info, ranges))

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from sqlalchemy import Engine, Table
 
 from storage import ledger, results
-from storage.database import DatabaseError, connect, with_retries
+from storage.database import DatabaseError, connect, outlasting, with_retries
 from storage.exits import ExitCode
 from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
 from storage.records import LabelSet, RangeResult, SampleResult, Usage
@@ -128,16 +128,15 @@ class Process:
                 account.budget.close()
                 if not account.committed and spent.bytes_sent:
                     key = claim.job_id, claim.task_id, claim.fence
-                    with_retries(lambda: results.record_usage(self.engine, *key, spent))
+                    outlasting(lambda: results.record_usage(self.engine, *key, spent))
             except DatabaseError as error:
                 log.warning("its usage is not recorded: %s", error)
 
     def run(self, claim: Claim, lost: threading.Event, budget: Budget) -> RangeResult:
         """Return what the claimed range gives, from stored vectors where there are any: then no
         picture is decoded or sent."""
-        stored = results.stored_vectors(
-            self.engine, claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
-        )
+        content = claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
+        stored = outlasting(lambda: results.stored_vectors(self.engine, *content))
         if stored is not None:
             return _rescore(stored, self._label_vectors(claim), claim.top_n)
         self._check_model(claim)
@@ -185,7 +184,7 @@ class Process:
 
     def _label_prompts(self, claim: Claim) -> LabelPrompts:
         """The label set for an endpoint that only compares."""
-        labels = results.label_set(self.engine, claim.label_set_id)
+        labels = outlasting(lambda: results.label_set(self.engine, claim.label_set_id))
         if any(label.examples for label in labels.labels):
             raise JobStopped(
                 "this API compares prompts only and cannot use example pictures: "
@@ -205,16 +204,20 @@ class Process:
         database kept first is what every worker scores with."""
         key = label_set_id, model
         if key not in self._vectors:
-            stored = results.label_vectors(self.engine, *key)
+            stored = self._stored_labels(key)
             if stored is None:
                 with self.shared.turn(f"labels:{label_set_id}:{model}"):
-                    stored = results.label_vectors(self.engine, *key)
+                    stored = self._stored_labels(key)
                     if stored is None:
-                        mine = ask(results.label_set(self.engine, label_set_id))
-                        results.store_label_vectors(self.engine, *key, mine)
-                        stored = results.label_vectors(self.engine, *key)
+                        asked = outlasting(lambda: results.label_set(self.engine, label_set_id))
+                        mine = ask(asked)
+                        outlasting(lambda: results.store_label_vectors(self.engine, *key, mine))
+                        stored = self._stored_labels(key)
             self._vectors[key] = mine if stored is None else stored
         return self._vectors[key]
+
+    def _stored_labels(self, key: tuple[int, str]) -> Vectors | None:
+        return outlasting(lambda: results.label_vectors(self.engine, *key))
 
     def _check_model(self, claim: Claim) -> None:
         served = self.client.identity().model
@@ -343,12 +346,11 @@ def _run(process: Process, claim: Claim) -> tuple[Outcome, str | None]:
     engine, held = process.engine, (claim.task_id, claim.fence)
     began = time.perf_counter()
     try:
-        with process.paying(claim) as account:
-            with _heartbeat(process, *held) as lost:
-                result = process.run(claim, lost, account.budget)
+        with process.paying(claim) as account, _heartbeat(process, *held) as lost:
+            result = process.run(claim, lost, account.budget)
             result = account.on_the_bill_of(result)
             ready = time.perf_counter()
-            account.committed = with_retries(lambda: results.commit(engine, *held, result))
+            account.committed = outlasting(lambda: results.commit(engine, *held, result))
         if not account.committed:
             raise LeaseLost
     except LeaseLost:
@@ -361,7 +363,7 @@ def _run(process: Process, claim: Claim) -> tuple[Outcome, str | None]:
         level = logging.DEBUG if isinstance(error, AtRest) else logging.WARNING
         log.log(level, "waits: %s", error)
         delay, said = error.retry_after_s or OUTAGE_DELAY_S, str(error)
-        with_retries(lambda: ledger.release(engine, *held, delay, API_OUTAGE, said))
+        outlasting(lambda: ledger.release(engine, *held, delay, API_OUTAGE, said))
         return Outcome.OUTAGE, API_OUTAGE
     except FootageError as error:
         kind, fault = "read-error", str(error)
@@ -386,8 +388,8 @@ def _hold(engine: Engine, claim: Claim, error: Exception) -> tuple[Outcome, str]
     kind = next(kind for of_type, kind in HOLDS if isinstance(error, of_type))
     message = str(error)
     log.log(logging.WARNING if kind == BUDGET_SPENT else logging.ERROR, "%s: %s", kind, message)
-    with_retries(lambda: ledger.release(engine, claim.task_id, claim.fence, 0, kind, message))
-    with_retries(lambda: ledger.pause_job(engine, claim.job_id, kind, message))
+    outlasting(lambda: ledger.release(engine, claim.task_id, claim.fence, 0, kind, message))
+    outlasting(lambda: ledger.pause_job(engine, claim.job_id, kind, message))
     return Outcome.PAUSED, kind
 
 
@@ -402,7 +404,7 @@ def _spend_attempt(  # noqa: PLR0917
 ) -> None:
     backoff_s = FAULT_BACKOFF_S * 2 ** (attempts - 1)
     most = process.settings.max_attempts
-    state = with_retries(
+    state = outlasting(
         lambda: ledger.give_back(process.engine, row_id, fence, kind, fault, most, backoff_s, table)
     )
     log.warning("%s (%s); now %s", kind, fault, state)

@@ -359,8 +359,7 @@ class Wire:
                 preload_content=False,
             )
         except trouble.HTTPError as error:
-            sent = not isinstance(error, trouble.NewConnectionError | trouble.ConnectTimeoutError)
-            kind = Outage if sent else _NotReached
+            kind = _NotReached if isinstance(error, trouble.ConnectTimeoutError) else Outage
             raise kind(f"the API at {self.base} cannot be reached ({_named(error)})") from None
 
     def _error(self, answer: BaseHTTPResponse, found: Any) -> ApiError:
@@ -425,8 +424,8 @@ def _retry_after_s(header: str | None) -> float | None:
 def _named(error: trouble.HTTPError) -> str:
     """What went wrong, in words that hold no address; those of urllib3 hold the whole query."""
     words = {
-        trouble.ConnectTimeoutError: "no connection in time",
         trouble.NewConnectionError: "connection refused or name unknown",
+        trouble.ConnectTimeoutError: "no connection in time",
         trouble.ReadTimeoutError: "no answer in time",
         trouble.SSLError: "TLS failed",
         trouble.ProxyError: "the proxy refused",

@@ -60,8 +60,8 @@ def annotate(  # noqa: PLR0917 - one parameter an option
     database_url: str,
 ) -> int:
     """Write VIDEO with the label and confidence of the moment on every frame, and a strip of its
-    scenes along the bottom. Frames keep their times; sound is kept. Writes H.264 into .mp4, .mov
-    or .mkv.
+    scenes along the bottom. Frames keep their times; sound, chapters and such subtitles as the
+    output can hold are kept. Writes H.264 into .mp4, .mov or .mkv.
     """
     needs("matplotlib")
     from nightreel.reports.annotate import annotate as drawn
@@ -81,6 +81,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
                 end_us,
                 Fraction(scale).limit_denominator(1000),
                 progress,
+                lambda stream: say(f"left out, {output.suffix} cannot hold it: {stream}"),
             )
     except FootageError as error:
         raise click.UsageError(str(error)) from None

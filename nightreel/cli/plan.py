@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.options import format_option
+from nightreel.cli.options import database_option, format_option
 from nightreel.cli.output import Column, duration, say, write_rows
 from nightreel.cli.request import Request, request_options
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from scheduler.archive import Unreadable
     from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo
 
@@ -24,6 +26,7 @@ PLAN = (
     Column("videos", "Videos", justify="right"),
     Column("hours", "Hours", lambda value: f"{value:,.2f}", "right"),
     Column("samples", "Frames", lambda value: f"{value:,}", "right"),
+    Column("embedded", "Already embedded", lambda value: f"{value:,}", "right"),
     Column("image_calls", "Image calls", lambda value: f"{value:,}", "right"),
     Column("text_calls", "Text calls", lambda value: f"{value:,}", "right"),
     Column("mib", "MiB to send", lambda value: f"{value:,.1f}", "right"),
@@ -55,27 +58,42 @@ Examples:
     show_default=True,
     help="Credits for a thousand calls; the default is the least that the hosted API bills.",
 )
+@database_option
 @format_option
-def plan(request: Request, rate: float, price: float, form: str) -> int:
+def plan(request: Request, rate: float, price: float, database_url: str, form: str) -> int:
     """Say what classifying videos would take: frames, calls, bytes, time and cost.
 
     PATH is what `nightreel run` takes. The videos are indexed, and not decoded. With --api, the API
-    is asked by one call whether it takes lists of pictures, as a run would ask it. What is known
-    from earlier jobs is not deducted. Ends with 3 where a file cannot be read as a video.
+    is asked by one call whether it takes lists of pictures, as a run would ask it. Frames whose
+    embeddings the results database holds from earlier jobs cost nothing again. Ends with 3 where a
+    file cannot be read as a video.
     """
-    from scheduler.estimate import estimate
+    from scheduler.estimate import Planned, estimate
+    from storage.embedded import embedded_ranges, has_label_vectors
     from storage.records import Fit
+    from workers.calls import labels_key
 
     sampling = request.sampling()
     served = request.served()
     labels = request.labels(served.input_size)
     rejected: list[str] = []
-    videos = _videos(request.files(), sampling, rejected)
     embeds, batch = _way(request.api_url)
+    results, fit = _results(database_url), Fit(request.fit)
+
+    def planned() -> Iterator[Planned]:
+        for content_id, info, ranges in _videos(request.files(), sampling, rejected):
+            stored = [False] * len(ranges)
+            if results is not None and embeds:
+                key = content_id, sampling, fit, served.model
+                stored = embedded_ranges(results, *key, ranges)
+            yield Planned(info, ranges, stored)
+
+    asked_of = labels_key(served.model, embeds=embeds)
     found = estimate(
-        videos,
+        planned(),
         labels,
-        fit=Fit(request.fit),
+        labels_known=results is not None and has_label_vectors(results, labels.digest, asked_of),
+        fit=fit,
         embeds=embeds,
         batch=batch,
         input_size=served.input_size,
@@ -84,6 +102,7 @@ def plan(request: Request, rate: float, price: float, form: str) -> int:
         "videos": found.videos,
         "hours": found.duration_us / 3.6e9,
         "samples": found.samples,
+        "embedded": found.embedded,
         "image_calls": found.image_calls,
         "text_calls": found.text_calls,
         "mib": found.bytes_sent / MIB,
@@ -94,6 +113,19 @@ def plan(request: Request, rate: float, price: float, form: str) -> int:
     for line in rejected:
         say(line)
     return ExitCode.INCOMPLETE if rejected else ExitCode.OK
+
+
+def _results(database_url: str) -> Engine | None:
+    """The results database; None where no run has made one of this release's tables yet."""
+    from storage import database
+
+    engine = database.connect(database_url)
+    click.get_current_context().call_on_close(engine.dispose)
+    try:
+        database.check(engine)
+    except database.SchemaOutdated:
+        return None
+    return engine
 
 
 def _way(api_url: str | None) -> tuple[bool, int]:
@@ -110,8 +142,9 @@ def _way(api_url: str | None) -> tuple[bool, int]:
 
 def _videos(
     files: Sequence[ArchiveFile | Unreadable], sampling: Sampling, rejected: list[str]
-) -> Iterator[tuple[VideoInfo, Sequence[FrameRange]]]:
-    """Each video's facts and ranges, copies once; what is no video is told in `rejected`."""
+) -> Iterator[tuple[str, VideoInfo, Sequence[FrameRange]]]:
+    """Each video's content, facts and ranges, copies once; what is no video is told in
+    `rejected`."""
     from scheduler.archive import Unreadable
     from scheduler.probing import probe_all
     from scheduler.settings import SchedulerSettings
@@ -121,7 +154,7 @@ def _videos(
     for file in files:
         if isinstance(file, Unreadable):
             rejected.append(f"{shown_path(os.fsencode(file.path))}: {file.reason}")
-    seen: set[str | None] = set()
+    seen: set[str] = set()
     for one in probe_all(
         [Asked(file, None) for file in files if isinstance(file, ArchiveFile)],
         sampling,
@@ -129,8 +162,8 @@ def _videos(
         processes=os.cpu_count() or 1,
         stop=threading.Event(),
     ):
-        if one.info is None:
+        if one.info is None or one.content_id is None:
             rejected.append(f"{one.file.shown}: {one.reason}")
         elif one.content_id not in seen:
             seen.add(one.content_id)
-            yield one.info, one.ranges
+            yield one.content_id, one.info, one.ranges

@@ -12,6 +12,9 @@ from nightreel.cli.options import api_options, database_option, format_option
 from nightreel.cli.output import say
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from nightreel.asking import SameApi
     from storage.ledger import Job
     from storage.records import LabelSet
@@ -66,25 +69,29 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     if sum(map(bool, (label_texts, labels_file, likes))) != 1:
         raise click.UsageError("give one of --label, --labels and --like.")
     database, source = job_asked(database_url, job_id)
+    relabelling.check(database, source)
     with SameApi(source.model, api_url, engine) as api:
         if likes:
             labels, matrix = labels_like(database, source, likes)
-            target = relabelling.new_job(database, source, labels)
-            results.store_label_vectors(database, target.label_set_id, target.model, matrix)
         else:
             labels = _labels(label_texts, labels_file, source, api)
-            target = relabelling.new_job(database, source, labels)
-            key = target.label_set_id, target.model
-            if results.label_vectors(database, *key) is None:
-                from workers.classify import embed_labels
-
-                results.store_label_vectors(database, *key, embed_labels(labels, api.client))
+            known = results.vectors_of_labels(database, labels, source.model)
+            matrix = _embedded(labels, api) if known is None else known
+    # Only now: a job without its labels' vectors would be the latest, and empty.
+    target = relabelling.new_job(database, source, labels)
+    results.store_label_vectors(database, target.label_set_id, target.model, matrix)
     say(
         f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under labels "
         f"{labels.name} ({len(labels.labels)}), model {source.model}"
     )
     relabelling.relabel(database, source, target)
     return write_summary(database, ledger.get_job(database, target.id), form)
+
+
+def _embedded(labels: LabelSet, api: SameApi) -> npt.NDArray[np.float32]:
+    from workers.classify import embed_labels
+
+    return embed_labels(labels, api.client)
 
 
 def _labels(texts: tuple[str, ...], file: Path | None, job: Job, api: SameApi) -> LabelSet:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from nightreel.reports.colours import colour_of
-from nightreel.reports.lettering import Tag, tag_picture
+from nightreel.reports.lettering import Tag, note_picture, tag_picture
 from storage.columns import NONE, SampleColumns
 from storage.records import Gap, Scene
 from workers.footage.picture import Picture
@@ -17,9 +17,12 @@ from workers.footage.picture import Picture
 STRIP_SHARE = 0.035
 """Height of the strip of scenes, of the picture's."""
 TEXT_SHARE = 0.045
+"""Height of the label's letters, of the picture's shorter side."""
 SMALLEST_TEXT_PX = 11
+NOTE_SHARE = 0.2
+"""Height that a notice may take, of the picture's."""
+SMALLEST_NOTE_PX = 9
 _GAP_COLOUR = "#303030"
-_NOTE_COLOUR = "#ff3030"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +58,7 @@ class Artist:
         self._told = told
         self._size = width, height
         self._strip = self._drawn_strip()
-        self._text_px = max(SMALLEST_TEXT_PX, round(height * TEXT_SHARE))
+        self._text_px = max(SMALLEST_TEXT_PX, round(min(width, height) * TEXT_SHARE))
 
     def _drawn_strip(self) -> Image.Image:
         width, height = self._size
@@ -78,16 +81,18 @@ class Artist:
         drawn = Image.fromarray(picture)
         width, height = self._size
         top = height - self._strip.height
+        margin = self._text_px // 2
+        tag = tag_picture(self._told.tag(t_us), self._text_px, width - 2 * margin)
+        drawn.paste(tag, (margin, margin), tag)
+        if self._told.notice:
+            # Under the label, which it is about; below lie the scenes, and subtitles.
+            small_px = max(SMALLEST_NOTE_PX, round(self._text_px * 0.5))
+            room = width - 2 * margin, round(height * NOTE_SHARE)
+            note = note_picture(self._told.notice, small_px, *room)
+            drawn.paste(note, (margin, margin + tag.height + margin // 2), note)
         drawn.paste(self._strip, (0, top))
         at = min(self._column(t_us), width - 1)
         pen = ImageDraw.Draw(drawn)
         pen.rectangle((at - 2, top, at + 2, height), fill="#000000")
         pen.rectangle((at - 1, top, at + 1, height), fill="#ffffff")
-        margin = self._text_px // 2
-        tag = tag_picture(self._told.tag(t_us), self._text_px, width - 2 * margin)
-        drawn.paste(tag, (margin, margin), tag)
-        if self._told.notice:
-            small_px = max(SMALLEST_TEXT_PX, round(self._text_px * 0.6))
-            note = tag_picture(Tag(self._told.notice, "", _NOTE_COLOUR), small_px, width)
-            drawn.paste(note, (0, top - note.height), note)
         return drawn

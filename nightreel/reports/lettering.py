@@ -52,6 +52,39 @@ def tag_picture(tag: Tag, text_px: int, width_px: int) -> Image.Image:
     return picture
 
 
+@functools.lru_cache(maxsize=16)
+def note_picture(text: str, text_px: int, width_px: int, height_px: int) -> Image.Image:
+    """Small print as RGBA: the text in as many lines as it needs, on a dark shade, at most
+    `width_px` wide; what does not fit into `height_px` is cut. At least one line is drawn."""
+    face = font(text_px)
+    pad, step = text_px // 2, round(text_px * 1.25)
+    lines = wrapped(text, face, width_px - 2 * pad, max(1, (height_px - pad) // step))
+    width = min(width_px, 2 * pad + round(max(map(face.getlength, lines))))
+    picture = Image.new("RGBA", (max(width, 1), pad + step * len(lines)))
+    draw = ImageDraw.Draw(picture)
+    draw.rounded_rectangle((0, 0, width - 1, picture.height - 1), text_px // 3, fill=_SHADE)
+    for at, line in enumerate(lines):
+        middle = pad / 2 + step * (at + 0.5)
+        draw.text((pad, middle), line, font=face, fill=_WHITE, anchor="lm")
+    return picture
+
+
+def wrapped(text: str, face: ImageFont.FreeTypeFont, room: float, most: int) -> list[str]:
+    """The text in up to `most` lines of `room` pixels, broken between words; a last line that is
+    too long ends with an ellipsis."""
+    lines, words = [""], text.split()
+    for at, word in enumerate(words):
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or face.getlength(longer) <= room:
+            lines[-1] = longer
+        elif len(lines) < most:
+            lines.append(word)
+        else:
+            lines[-1] = " ".join([lines[-1], *words[at:]])
+            break
+    return [fitted(line, "", face, room) for line in lines]
+
+
 def fitted(text: str, ending: str, face: ImageFont.FreeTypeFont, room: float) -> str:
     """The text, or as much of it as fits into `room` pixels with an ellipsis before its ending."""
     if face.getlength(text) <= room:

@@ -233,7 +233,7 @@ def give_back(  # noqa: PLR0917
 ) -> TaskState:
     """Put the work back for at least `backoff_s` seconds, the attempt spent; failed where it was
     the last one. Returns the row's state, which is another's doing where the claim no longer
-    holds."""
+    holds; a purged row counts as cancelled."""
     spent = table.c.attempts >= max_attempts
     with writing(engine) as connection:
         connection.execute(
@@ -248,9 +248,8 @@ def give_back(  # noqa: PLR0917
                 error=one_line(message),
             )
         )
-        return TaskState(
-            connection.scalars(select(table.c.state).where(table.c.id == row_id)).one()
-        )
+        state = connection.scalar(select(table.c.state).where(table.c.id == row_id))
+    return TaskState.CANCELLED if state is None else TaskState(state)
 
 
 def sweep(engine: Engine, queued_timeout_s: float, max_attempts: int = MAX_ATTEMPTS) -> SweepCount:

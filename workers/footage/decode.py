@@ -35,7 +35,7 @@ STALL_S = 60.0
 _SETTLED_BEHIND = 24
 """Samples that wait behind a missing one at most; no codec reorders over more frames."""
 _DETAILS = {
-    GapKind.DAMAGED: "frames do not decode",
+    GapKind.DAMAGED: "no frame of this time decodes undamaged",
     GapKind.READ_ERROR: "the file no longer holds the frames",
 }
 

@@ -15,7 +15,7 @@ from typing import Literal
 import av.error
 from av.packet import Packet
 from av.stream import Stream
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
 
 from workers.footage.index import Unwrapper
 from workers.footage.source import Source
@@ -30,6 +30,13 @@ _BACK_S = (0, 1, 4, 16, 64)
 """Seconds by which a seek aims early, one after the other while it lands too late."""
 _BACK_SEARCHED, _BACK_RETRY = 1, 2
 """Where in `_BACK_S` to begin: for searched containers, and for another try at lost frames."""
+_HEALED_S = 10
+"""Seconds after damage from which on pictures count as whole where no keyframe comes: intra blocks
+have replaced most of it, and a file with one keyframe is not lost for one damaged packet."""
+_REMEMBERED = 64
+"""Damages and keyframes that are remembered; no decoder holds back so many frames."""
+_BETWEEN = 4
+"""Bidirectional frames that wait for the frame after them, of which they may be made, at most."""
 
 
 class _Ending(Enum):
@@ -87,12 +94,47 @@ class _Held:
         return packets
 
 
+class _Damage:
+    """Which frames refer to damage, directly or through others.
+
+    A decoder tells of a damaged packet by an error, or by a frame marked as corrupt, whose lost
+    blocks it has made up. What follows until the next keyframe is made of that, and is not marked.
+    """
+
+    def __init__(self, healed_ticks: int) -> None:
+        self._healed_ticks = healed_ticks
+        self._spoiled: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._keyframes: deque[int] = deque(maxlen=_REMEMBERED)
+
+    def forget(self) -> None:
+        """Begin anew, after a seek."""
+        self._spoiled.clear()
+        self._keyframes.clear()
+
+    def keyframe(self, pts: int) -> None:
+        """A keyframe is fed: what is shown from it on is whole again."""
+        self._keyframes.append(pts)
+        if self._spoiled:
+            ended = [(begin, min(end, pts) if begin < pts else end) for begin, end in self._spoiled]
+            self._spoiled = deque(ended, maxlen=_REMEMBERED)
+
+    def add(self, pts: int | None) -> None:
+        """The picture of this timestamp is damaged."""
+        if pts is not None:
+            end = min((key for key in self._keyframes if key > pts), default=None)
+            self._spoiled.append((pts, pts + self._healed_ticks if end is None else end))
+
+    def reaches(self, pts: int | None) -> bool:
+        """Whether the picture of this timestamp is damaged, or refers to one that is."""
+        return pts is not None and any(begin <= pts < end for begin, end in self._spoiled)
+
+
 class Decoder:
     """Decodes parts of one open source. `beat` is called for every packet."""
 
     def __init__(self, source: Source, beat: Callable[[], None]) -> None:
         self.damaged = 0
-        """Packets that did not decode."""
+        """Packets that did not decode, and frames marked as corrupt."""
         self.fed: set[int] = set()
         """Timestamps of the wanted frames whose packets were decoded."""
         self.latest_fed = -(2**63)
@@ -101,6 +143,8 @@ class Decoder:
         self._beat = beat
         self._unwrapper: Unwrapper | None = None
         self._busy = False
+        self._damage = _Damage(self._ticks(_HEALED_S))
+        self._between: deque[VideoFrame] = deque()
         searched = source.container in _SEARCHED
         self._least_back = _BACK_SEARCHED if searched else 0
         self._jump = self._ticks(_JUMP_SEARCHED_S if searched else _JUMP_S)
@@ -109,6 +153,7 @@ class Decoder:
         self, wanted: Sequence[int], seek_pts: int | None, *, splittable: bool
     ) -> Iterator[VideoFrame | None]:
         """Frames in the decoder's order, all wanted ones that decode among them; `wanted` ascends.
+        Frames that damage reaches count as not decoded.
 
         None stands where the decoder was emptied: wanted frames in `fed` that have not come by then
         will not come. Without `splittable` all packets are decoded, from the first on, and falling
@@ -168,10 +213,11 @@ class Decoder:
         return _Ending.DONE if anchored else _Ending.LATE
 
     def everything(self) -> Iterator[VideoFrame]:
-        """All frames from the first packet on, in the order of presentation."""
+        """All frames from the first packet on, in the order of presentation: damaged ones too,
+        for they are numbered."""
         for packet in self._packets():
-            yield from self._decoded(packet)
-        for frame in self._drained():
+            yield from self._decoded(packet, whole_only=False)
+        for frame in self._drained(whole_only=False):
             if frame is not None:
                 yield frame
 
@@ -218,13 +264,15 @@ class Decoder:
     def _seek(self, pts: int, back: int) -> bool:
         """Aim before a timestamp; False where reading begins at the file's first packet instead."""
         self._busy = False
+        self._damage.forget()
+        self._between.clear()
         if back < len(_BACK_S) and self._source.seek(pts - self._ticks(_BACK_S[back])):
             return True
         self._source.rewind()
         return False
 
     def _decoded(
-        self, packet: Packet[Stream], *, only_references: bool = False
+        self, packet: Packet[Stream], *, only_references: bool = False, whole_only: bool = True
     ) -> Iterator[VideoFrame]:
         context = self._source.stream.codec_context
         skip: Literal["DEFAULT", "NONREF"] = (
@@ -232,19 +280,46 @@ class Decoder:
         )
         context.skip_frame = skip
         self._busy = True
+        if packet.is_keyframe and packet.pts is not None:
+            self._damage.keyframe(packet.pts)
         try:
-            yield from context.decode(packet)
+            frames = context.decode(packet)
         except av.error.FFmpegError:
             self.damaged += 1
+            self._damage.add(packet.pts)
+        else:
+            yield from self._judged(frames, whole_only)
 
-    def _drained(self) -> Iterator[VideoFrame | None]:
+    def _drained(self, *, whole_only: bool = True) -> Iterator[VideoFrame | None]:
         if not self._busy:
             return
         context = self._source.stream.codec_context
         try:
-            yield from context.decode(None)
+            yield from self._judged(context.decode(None), whole_only)
         except av.error.FFmpegError:
             self.damaged += 1
+        yield from self._between
+        self._between.clear()
         context.flush_buffers()
         self._busy = False
+        self._damage.forget()
         yield None
+
+    def _judged(self, frames: list[VideoFrame], whole_only: bool) -> Iterator[VideoFrame]:
+        for frame in frames:
+            if frame.is_corrupt:
+                self.damaged += 1
+                self._damage.add(frame.pts)
+            if not whole_only:
+                yield frame
+            elif self._damage.reaches(frame.pts):
+                # What was shown before it may be made of it all the same.
+                self._between.clear()
+            elif frame.pict_type == PictureType.B:
+                self._between.append(frame)
+                if len(self._between) > _BETWEEN:
+                    yield self._between.popleft()
+            else:
+                yield from self._between
+                self._between.clear()
+                yield frame

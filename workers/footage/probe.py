@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 
 import av.error
 import numpy as np
@@ -18,7 +21,7 @@ from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, may_hide
 from workers.footage.picture import orientation, upright_size
 from workers.footage.sample import scaled_one
-from workers.footage.source import FootageError, Rejected, RejectKind, Source
+from workers.footage.source import FootageError, Rejected, RejectKind, Source, rejection
 
 __all__ = ["FootageError", "RejectKind", "Rejected", "probe"]
 
@@ -28,6 +31,11 @@ MAX_PACKETS = 2**25
 MAX_SCANNED_BYTES = 2**40
 """Bytes that are read for an index at most: above a tebibyte, hours of reading, a file is refused
 unless it is an MP4 whose tables tell its packets."""
+
+MAX_MEMORY_BYTES = 2**31
+"""Memory that a probe may take beyond what its process has. A few bytes of a hostile file announce
+tables of gigabytes; true ones of four days at 60 frames a second, and pictures of 8192 x 4320 at
+10 bits, fit."""
 
 _PEEKED_PACKETS = 240
 """Packets tried for the first picture; a stream joined in the middle decodes from its keyframe."""
@@ -59,9 +67,18 @@ def probe(path: str) -> tuple[VideoInfo, Index]:
 
     `path` may hold surrogate escapes for bytes that are not UTF-8. Reads the whole file once; of
     an MP4 that is not fragmented, its tables and little else.
-    Raises Rejected, with cause and remedy in one line, for what cannot be analysed.
+    Raises Rejected, with cause and remedy in one line, for what cannot be analysed, and for what
+    needs more than MAX_MEMORY_BYTES of memory.
     """
     name = shown_path(os.fsencode(path))
+    try:
+        with _bounded_memory():
+            return _probed(path, name)
+    except MemoryError as error:
+        raise rejection(path, error) from error
+
+
+def _probed(path: str, name: str) -> tuple[VideoInfo, Index]:
     with Source(path, skimmable=True) as source:
         if not source.skims and (size := os.stat(path).st_size) > MAX_SCANNED_BYTES:
             raise Rejected(
@@ -69,6 +86,8 @@ def probe(path: str) -> tuple[VideoInfo, Index]:
                 f"{name}: all of its {size} bytes would have to be read for an index; copy it "
                 "into MP4, or cut it into parts",
             )
+        if source.header_frames > MAX_PACKETS:
+            raise _too_many_packets(name)
         peek = _Peek(source)
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
@@ -85,10 +104,7 @@ def probe(path: str) -> tuple[VideoInfo, Index]:
                 limit=MAX_PACKETS,
             )
         except OverflowError:
-            raise Rejected(
-                RejectKind.TOO_LARGE,
-                f"{name}: more than {MAX_PACKETS} packets; cut the file into parts",
-            ) from None
+            raise _too_many_packets(name) from None
         except Rejected:
             raise
         except FootageError as error:
@@ -103,6 +119,33 @@ def probe(path: str) -> tuple[VideoInfo, Index]:
                 RejectKind.NO_FRAMES, f"{name}: no picture of it decodes; convert it to H.264"
             )
         return _describe(source, index, peek.frame), index
+
+
+def _too_many_packets(name: str) -> Rejected:
+    text = f"{name}: more than {MAX_PACKETS} packets; cut the file into parts"
+    return Rejected(RejectKind.TOO_LARGE, text)
+
+
+_LIMITS = resource.getrlimit(resource.RLIMIT_DATA)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Lets this process take MAX_MEMORY_BYTES more and then fail to allocate. Linux alone counts
+    what libraries map; elsewhere nothing is limited."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        yield
+        return
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    limit = int(fields["VmData"].split()[0]) * 1024 + MAX_MEMORY_BYTES
+    soft, hard = _LIMITS
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, _LIMITS)
 
 
 @dataclass

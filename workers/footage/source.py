@@ -79,36 +79,37 @@ class Rejected(FootageError):
 
 def rejection(path: str, error: BaseException) -> Rejected:
     """The one-line refusal that an error of the operating system or of FFmpeg stands for."""
-    name = shown_path(os.fsencode(path))
+    kind = RejectKind.UNREADABLE
     match error:
         case FileNotFoundError():
-            return Rejected(RejectKind.MISSING, f"{name}: no such file; check the path")
+            kind, text = RejectKind.MISSING, "no such file; check the path"
         case PermissionError():
-            return Rejected(
-                RejectKind.NO_PERMISSION,
-                f"{name}: no permission to read; grant read access to this user",
+            kind = RejectKind.NO_PERMISSION
+            text = "no permission to read; grant read access to this user"
+        case MemoryError():
+            kind = RejectKind.TOO_LARGE
+            text = (
+                "its tables or pictures take more memory than a file may; copy it with another "
+                "program, or cut it into parts"
             )
         case av.error.InvalidDataError() | av.error.EOFError():
-            return Rejected(
-                RejectKind.NOT_A_VIDEO,
-                f"{name}: no video container that can be read; the file is damaged, incomplete "
-                "(a missing header) or not a video",
+            kind = RejectKind.NOT_A_VIDEO
+            text = (
+                "no video container that can be read; the file is damaged, incomplete (a missing "
+                "header) or not a video"
             )
         case av.error.ArgumentError():
-            return Rejected(
-                RejectKind.FORBIDDEN_FORMAT,
-                f"{name}: a format that may name other files is not opened; convert it to MP4 or "
-                "Matroska",
-            )
+            kind = RejectKind.FORBIDDEN_FORMAT
+            text = "a format that may name other files is not opened; convert it to MP4 or Matroska"
         case av.error.ExitError():
-            return Rejected(
-                RejectKind.UNREADABLE, f"{name}: reading made no progress; check the storage"
-            )
-    number = error.errno if isinstance(error, OSError | av.error.FFmpegError) else None
-    cause = type(error).__name__
-    if number is not None and number in errno.errorcode:
-        cause = os.strerror(number)
-    return Rejected(RejectKind.UNREADABLE, f"{name}: cannot be read ({cause}); check the storage")
+            text = "reading made no progress; check the storage"
+        case _:
+            number = error.errno if isinstance(error, OSError | av.error.FFmpegError) else None
+            cause = type(error).__name__
+            if number is not None and number in errno.errorcode:
+                cause = os.strerror(number)
+            text = f"cannot be read ({cause}); check the storage"
+    return Rejected(kind, f"{shown_path(os.fsencode(path))}: {text}")
 
 
 def _refuse_unsuitable(path: str) -> None:
@@ -156,7 +157,7 @@ class Source:
             self._container = self._opened()
         except Rejected:
             raise
-        except (OSError, ValueError, av.error.FFmpegError) as error:
+        except (OSError, ValueError, MemoryError, av.error.FFmpegError) as error:
             self._close_skimmed()
             raise rejection(self.path, error) from error
         try:

@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("recorded_from", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_videos"),
         sa.UniqueConstraint("content_id", name="uq_videos_content_id"),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "text_vectors",
@@ -130,6 +131,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["label_set_id"], ["label_sets.id"], name="fk_jobs_label_set_id"),
         sa.PrimaryKeyConstraint("id", name="pk_jobs"),
         sa.UniqueConstraint("key", name="uq_jobs_key"),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "budgets",
@@ -279,6 +281,7 @@ def upgrade() -> None:
         sa.UniqueConstraint(
             "job_id", "video_id", "bucket_start", "bucket_end", name="uq_tasks_job_id"
         ),
+        sqlite_autoincrement=True,
     )
     op.create_index(
         "ix_tasks_feed",
@@ -325,6 +328,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_probes_job_id"),
         sa.PrimaryKeyConstraint("id", name="pk_probes"),
         sa.UniqueConstraint("job_id", "path_sha256", name="uq_probes_job_id"),
+        sqlite_autoincrement=True,
     )
     op.create_index(
         "ix_probes_feed",
