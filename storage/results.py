@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import Connection, Engine, Row, delete, select, update
 
+from storage.bulk import insert_columns
 from storage.database import reading, writing
 from storage.dialect import Now, insert, one_line, upsert
 from storage.records import (
@@ -176,22 +177,24 @@ def _write_rows(connection: Connection, task: _Row, result: RangeResult) -> None
             for sample in result.samples
         ],
     )
-    upsert(
-        connection,
-        predictions,
-        [
-            {
-                **of_video,
-                "bucket": sample.bucket,
-                "rank": rank,
-                "label": prediction.label,
-                "similarity": prediction.similarity,
-                "confidence": prediction.confidence,
-            }
-            for sample in result.samples
-            for rank, prediction in enumerate(sample.predictions)
-        ],
+    # Not an upsert: the many rows of a range take a quarter of its time like this.
+    connection.execute(
+        delete(predictions).where(
+            predictions.c.job_id == task.job_id,
+            predictions.c.video_id == task.video_id,
+            predictions.c.bucket >= task.bucket_start,
+            predictions.c.bucket < task.bucket_end,
+        )
     )
+    rows = [
+        (sample.bucket, rank, one.label, one.similarity, one.confidence)
+        for sample in result.samples
+        for rank, one in enumerate(sample.predictions)
+    ]
+    if rows:
+        names = ("bucket", "rank", "label", "similarity", "confidence")
+        columns = dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))
+        insert_columns(connection, predictions, {**of_video, **columns})
     upsert(
         connection,
         gaps,

@@ -15,7 +15,8 @@ from nightreel.cli import cli
 from storage import ledger, results
 from storage.ledger import Job
 from storage.records import Gap, GapKind, RangeResult, SampleResult
-from workers.classify import LabelVectors, predictions_of, score_vectors
+from storage.scoring import similarities
+from workers.classify import predictions
 
 LOST = 5
 """The second of every video that does not decode."""
@@ -44,16 +45,16 @@ def scored(
     top_n: int,
 ) -> tuple[SampleResult, ...]:
     """What a worker makes of these vectors."""
-    similarity = score_vectors(vectors, LabelVectors(labels))
+    best = predictions(similarities(vectors, labels), top_n)
     return tuple(
         SampleResult(
             bucket,
             bucket * SECOND + 7,
             bucket * SECOND,
             (bucket + 1) * SECOND,
-            predictions_of(row, top_n),
+            of_sample,
         )
-        for bucket, row in zip(buckets, similarity, strict=True)
+        for bucket, of_sample in zip(buckets, best, strict=True)
     )
 
 

@@ -41,7 +41,7 @@ def told(engine: Engine, *texts: str, confidence: float = 0.95) -> tuple[int, li
     a blank is a second that does not decode."""
     job = planned(engine, *map(len, texts))
     text_of = dict(zip(job.video_ids, texts, strict=True))
-    while fed := ledger.feed(engine, 8):
+    while fed := ledger.feed(engine, 8, job.job_id):
         for task_id in fed:
             claim = claimed(engine, task_id)
             text, buckets = text_of[claim.video_id], claim.frame_range.buckets
@@ -136,7 +136,7 @@ def curve(engine: Engine, *shares: float) -> int:
     job = ledger.open_job(engine, spec())
     add_video(engine, job.id, "v0", len(shares), each=len(shares))
     ledger.finish_planning(engine, job.id)
-    (task_id,) = ledger.feed(engine, 8)
+    (task_id,) = ledger.feed(engine, 8, job.id)
     claim = claimed(engine, task_id)
     found = tuple(
         SampleResult(

@@ -19,7 +19,7 @@ from storage.relabel import CannotRelabel
 from storage.scenes import scenes
 from storage.schema import embeddings, flags, jobs
 from storage.scoring import best_labels, similarities
-from workers.classify import LabelVectors, predictions_of, score_vectors
+from workers.classify import predictions
 
 NEW = LabelSet("new", tuple(Label(name, (name,)) for name in ("sea", "snow", "street", "studio")))
 
@@ -57,8 +57,8 @@ def test_the_numbers_are_those_that_workers_commit() -> None:
     labels = directions(17, 4)
     label, similarity, confidence = best_labels(similarities(vectors, labels), 5)
     for at in range(0, 5000, 7):
-        (row,) = score_vectors(vectors[at : at + 1], LabelVectors(labels))
-        expected = [(p.label, p.similarity, p.confidence) for p in predictions_of(row, 5)]
+        (best,) = predictions(similarities(vectors[at : at + 1], labels), 5)
+        expected = [(p.label, p.similarity, p.confidence) for p in best]
         got = zip(label[at].tolist(), similarity[at].tolist(), confidence[at].tolist(), strict=True)
         assert list(got) == expected
 

@@ -20,7 +20,7 @@ from contract_server import (
 
 from storage.records import Label, LabelSet
 from workers.api import ApiClient, FrameRefused, JobPaused, JobStopped, Outage, TextRefused
-from workers.classify import LabelVectors, embed_labels, predictions_of, prompt_weights
+from workers.classify import LabelVectors, embed_labels, predictions, prompt_weights
 from workers.footage.picture import encode_jpeg
 from workers.settings import WorkerSettings
 
@@ -98,14 +98,13 @@ def test_both_ways_give_the_same_numbers(server: ContractServer) -> None:
         assert isinstance(cosines, np.ndarray)
         one, other = vectors.matrix @ vector, weighted.weights @ cosines
         assert np.abs(one - other).max() < 1e-3
-        assert [p.label for p in predictions_of(one, 5)] == [
-            p.label for p in predictions_of(other, 5)
-        ]
+        best, of_other = predictions(np.stack([one, other]), 5)
+        assert [p.label for p in best] == [p.label for p in of_other]
 
 
 def test_confidence_is_softmax_of_a_hundred_cosines() -> None:
     """A cosine 0.05 above the other is a confidence of 1 / (1 + e^-5)."""
-    first, second = predictions_of(np.array([0.20, 0.25], np.float32), 5)
+    ((first, second),) = predictions(np.array([[0.20, 0.25]], np.float32), 5)
     assert (first.label, second.label) == (1, 0)
     assert first.confidence == pytest.approx(1 / (1 + np.exp(-5)), abs=1e-6)
     assert first.confidence + second.confidence == pytest.approx(1)

@@ -19,7 +19,7 @@ from nightreel.cli import COMMANDS, SUMMARIES, cli
 from scheduler.settings import SchedulerSettings
 from storage.exits import MEANINGS
 from storage.settings import StorageSettings
-from workers.settings import QueueSettings, WorkerSettings
+from workers.settings import QueueSettings, ServiceSettings, WorkerSettings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +29,7 @@ ALL_SETTINGS: tuple[type[BaseSettings], ...] = (
     QueueSettings,
     WorkerSettings,
     SchedulerSettings,
+    ServiceSettings,
     ServerSettings,
 )
 

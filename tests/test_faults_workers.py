@@ -13,8 +13,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 from conftest import missing
-from farm import CONCURRENCY, RATE, TASKS, Farm, let_pass, wait_until
+from farm import CONCURRENCY, RATE, TASKS, VIDEOS, Farm, let_pass, wait_until
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -29,6 +30,7 @@ publish = kombu.Producer.publish
 def thrice(*arguments, **options):
     for _ in range(3):
         sent = publish(*arguments, **options)
+        print("sent", flush=True)
     return sent
 
 kombu.Producer.publish = thrice
@@ -129,7 +131,7 @@ def test_a_worker_that_stood_still_beyond_its_lease_commits_nothing(either_farm:
 
 
 def test_a_worker_that_stands_still_within_a_transaction_holds_nobody_up(farm: Farm) -> None:
-    """Its session is ended by the database, which frees the rows that it had locked."""
+    """What it has locked is passed over; all the rest is done meanwhile."""
     farm.scheduler()
     zombie = farm.workers("zombie")
     farm.until_done(0.1)
@@ -143,14 +145,12 @@ def test_a_worker_that_stands_still_within_a_transaction_holds_nobody_up(farm: F
         zombie.signal(signal.SIGCONT, group=True)
         return False
 
-    farm.api.delay_s = lambda: 0.3
     wait_until(stopped_within, "the worker stopped within a transaction")
-    held = farm.leased_to("zombie")
     farm.workers("other")
-    wait_until(lambda: farm.done() == TASKS, "all tasks done without it", 75)
+    farm.until_done(TASKS - CONCURRENCY)
     zombie.signal(signal.SIGCONT, group=True)
     farm.finish()
-    farm.check(spent=len(held), again=len(held) * RATE)
+    farm.check(spent=CONCURRENCY, again=CONCURRENCY * RATE)
 
 
 def _in_a_transaction(farm: Farm) -> bool:
@@ -200,12 +200,15 @@ def test_workers_come_and_go(farm: Farm) -> None:
 
 def test_every_message_may_come_three_times(farm: Farm) -> None:
     """Two of three copies find their task taken or done, and are dropped."""
-    farm.scheduler("-c", TRIPLED)
-    working = [farm.workers("one"), farm.workers("two")]
+    scheduler = farm.scheduler("-c", TRIPLED)
+    farm.workers("one")
+    farm.workers("two")
+    farm.until_done(TASKS)
+    with redis.Redis.from_url(farm.redis_url) as client:
+        wait_until(lambda: client.llen("nightreel") == 0, "every message is taken")
     farm.finish()
     farm.check()
-    received = sum(one.said().count("] received") for one in working)
-    assert received > 2 * TASKS
+    assert scheduler.said().count("sent") >= 3 * (VIDEOS + TASKS)
 
 
 def test_clocks_of_machines_may_differ(farm: Farm) -> None:
@@ -234,7 +237,7 @@ def test_clocks_of_machines_may_differ(farm: Farm) -> None:
 
 
 def _first_moment(said: str) -> datetime.datetime:
-    found = re.search(r"\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+: ", said)
+    found = re.search(r"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", said, re.MULTILINE)
     assert found is not None
     return datetime.datetime.fromisoformat(found.group(1))
 

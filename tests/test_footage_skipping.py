@@ -23,7 +23,6 @@ from storage.scenes import picture_changes
 from storage.scoring import similarities
 from storage.search import search, vector_at
 from storage.vectors import VideoVectors
-from workers.classify import LabelVectors, score_vectors
 
 NIGHTREEL = str(Path(sys.executable).with_name("nightreel"))
 SAMPLES = (
@@ -157,7 +156,6 @@ def test_answers_from_stored_vectors_take_the_best_square() -> None:
     labels = np.array([[1, 0], [0, 1]], np.float32)
     one_by_one = similarities(squares, labels).reshape(3, 3, 2).max(axis=1)
     assert np.array_equal(similarities(wide, labels), one_by_one)
-    assert np.array_equal(score_vectors(wide, LabelVectors(labels)), one_by_one)
 
     times = np.array([(b, b * 10**7, b * 10**7, (b + 1) * 10**7) for b in range(3)], np.int64)
     tiled = VideoVectors(1, "first@1", "tiles", times, wide)

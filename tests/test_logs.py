@@ -26,7 +26,7 @@ log = logging.getLogger("nightreel.test")
 
 HOSTILE = (
     "clip\r\n2026-01-01T00:00:00.000Z ERROR workers.tasks[1] task=9: forged\x1b[2J\x9b1m\0\u2028"
-    "\u202egpj.exe\ud800"
+    "\u202egpj.exe"
 )
 
 
@@ -130,8 +130,8 @@ def test_threads_that_run_in_the_tasks_context_tell_of_it(stream: Stream) -> Non
 
 @BOTH
 def test_nothing_in_a_message_begins_a_line_or_moves_a_cursor(stream: Stream, form: str) -> None:
-    """Newlines, control characters, marks of direction and lone surrogates are written as escapes,
-    whether they come in the message or its arguments; what is harmless stays."""
+    """Newlines, control characters and marks of direction are written as escapes, whether they come
+    in the message or its arguments; what is harmless stays."""
     log.info("größe of %s", HOSTILE)
     log.info(HOSTILE)
     assert len(stream.lines) == 2
@@ -144,6 +144,14 @@ def test_nothing_in_a_message_begins_a_line_or_moves_a_cursor(stream: Stream, fo
         assert "größe" in stream.lines[0]
         # The fields that count stand before the message.
         assert all("task=" not in line.split(": ")[0] for line in stream.lines)
+
+
+@pytest.mark.parametrize("formatter", [logs.TextFormatter(), logs.JsonFormatter()])
+def test_a_name_that_is_no_text_can_be_written(formatter: logging.Formatter) -> None:
+    """A file's name of other bytes than UTF-8 comes as lone surrogates, which no stream takes."""
+    name = os.fsdecode(b"clip\xff.mp4")
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "opening %s", (name,), None)
+    assert formatter.format(record).encode().decode().count("clip\\udcff.mp4") == 1
 
 
 @JSON

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from storage.records import (
     Sampling,
     Usage,
 )
-from storage.scoring import Half, Single, best_labels, centroid, similarities
+from storage.scoring import Single, best_labels, centroid, similarities
 from workers.api import ApiClient, FrameRefused, Vectors
 from workers.calls import prompts_of
 from workers.footage.decode import DecodedSample
@@ -121,16 +122,6 @@ def predictions(similarity: Single, top_n: int) -> Iterator[tuple[Prediction, ..
         yield tuple(Prediction(*one) for one in zip(*sample, strict=True))
 
 
-def predictions_of(similarity: Single, top_n: int) -> tuple[Prediction, ...]:
-    """Return the same for one sample."""
-    return next(predictions(similarity[np.newaxis], top_n))
-
-
-def score_vectors(vectors: Half, labels: LabelVectors) -> Single:
-    """Return similarities, samples x labels, from vectors as they are stored."""
-    return similarities(vectors, labels.matrix)
-
-
 @dataclass(frozen=True, slots=True)
 class _Slot:
     """A sample without its picture, which is not needed once it is encoded."""
@@ -193,7 +184,8 @@ class _Pipeline:
             self._collect()
         if self._slots:
             self._unanswered.acquire()
-            future = self.pool.submit(self._ask, self._jpegs)
+            # In a copy of the context, so that what is logged there names the task too.
+            future = self.pool.submit(copy_context().run, self._ask, self._jpegs)
             future.add_done_callback(lambda _: self._unanswered.release())
             self._waiting.append((self._slots, future))
             self._slots, self._jpegs = [], []

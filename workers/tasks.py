@@ -30,21 +30,21 @@ from storage.exits import ExitCode
 from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
 from storage.records import LabelSet, RangeResult, SampleResult, Usage
 from storage.schema import probes, tasks
+from storage.scoring import similarities
 from storage.settings import StorageSettings
 from workers import logs, metrics, watchdog
 from workers.api import ApiClient, ApiError, AtRest, JobPaused, JobStopped, Outage, Vectors
 from workers.app import CLASSIFY_RANGE, PROBE_FILE, app
 from workers.budget import Budget
-from workers.calls import prompts_of, range_calls
+from workers.calls import labels_key, prompts_of, range_calls
 from workers.classify import (
     LabelPrompts,
     LabelVectors,
     LeaseLost,
     classify_range,
     embed_labels,
-    predictions_of,
+    predictions,
     prompt_weights,
-    score_vectors,
 )
 from workers.footage.decode import FootageError, read_range
 from workers.metrics import Outcome
@@ -177,7 +177,8 @@ class Process:
 
         def ask(labels: LabelSet) -> Vectors:
             self._check_model(claim)
-            self.client.endpoint(claim.job_id)
+            if any(label.examples for label in labels.labels):
+                self.client.endpoint(claim.job_id)  # how many pictures it takes at once
             return embed_labels(labels, self.client)
 
         return LabelVectors(self._asked_once(claim.label_set_id, claim.model, ask))
@@ -192,7 +193,7 @@ class Process:
             )
         weights = self._asked_once(
             claim.label_set_id,
-            f"{claim.model} by comparison",
+            labels_key(claim.model, embeds=False),
             lambda labels: prompt_weights(labels, self.client).weights,
         )
         return LabelPrompts(prompts_of(labels), weights)
@@ -229,18 +230,10 @@ class Process:
 
 
 def _rescore(stored: results.StoredRange, labels: LabelVectors, top_n: int) -> RangeResult:
-    similarity = score_vectors(stored.vectors, labels)
+    similarity = similarities(stored.vectors, labels.matrix)
     samples = tuple(
-        SampleResult(
-            t.bucket,
-            t.t_us,
-            t.start_us,
-            t.end_us,
-            predictions_of(row, top_n),
-            t.reused_from,
-            t.audit_of,
-        )
-        for t, row in zip(stored.samples, similarity, strict=True)
+        SampleResult(t.bucket, t.t_us, t.start_us, t.end_us, best, t.reused_from, t.audit_of)
+        for t, best in zip(stored.samples, predictions(similarity, top_n), strict=True)
     )
     return RangeResult(samples, stored.gaps, None, 0)
 

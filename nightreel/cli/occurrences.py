@@ -119,8 +119,10 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
     VIDEO is a path, a file name or an id; without it all videos are asked about.
     """
     from storage.coverage import coverage
+    from storage.database import reading
     from storage.flags import flagged
     from storage.records import VideoState
+    from storage.results import labels_in
     from storage.summaries import places
 
     engine, job = job_asked(database_url, job_id)
@@ -148,6 +150,9 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
     write_rows(rows, FLAGS, form, [job.notice, unseen])
     if rows:
         return ExitCode.FLAGGED
+    with reading(engine) as connection:
+        watched = any(label.flag is not None for label in labels_in(connection, job.id))
+    say("nothing is flagged" if watched else f"no label of job {job.id} has a `flag` to raise")
     return ExitCode.INCOMPLETE if lacking else ExitCode.OK
 
 

@@ -81,8 +81,8 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     target = relabelling.new_job(database, source, labels)
     results.store_label_vectors(database, target.label_set_id, target.model, matrix)
     say(
-        f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under labels "
-        f"{labels.name} ({len(labels.labels)}), model {source.model}"
+        f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under "
+        f"{len(labels.labels)} labels ({labels.name}), model {source.model}"
     )
     relabelling.relabel(database, source, target)
     return write_summary(database, ledger.get_job(database, target.id), form)

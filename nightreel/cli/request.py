@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -163,6 +164,25 @@ class Request:
             loader = labels.picture_loader(input_size, Fit(self.fit))
             return labels.read_labels(self.labels_file, loader)
         return labels.label_set_of(self.label_texts) if self.label_texts else labels.seasons()
+
+    def check_labels(self, labels: LabelSet) -> None:
+        """Refuse prompts that are too long for the API; it is asked about doubtful ones alone.
+
+        Raises LabelsError that names label and prompt.
+        """
+        from scheduler.labels import check_fit, may_not_fit
+        from workers.api import ApiClient
+        from workers.settings import WorkerSettings
+
+        if not may_not_fit(labels):
+            return
+        with ExitStack() as stack:
+            url = self.api_url
+            if url is None:
+                from nightreel.local import ApiAtHome
+
+                url = stack.enter_context(ApiAtHome(self.engine)).url
+            check_fit(labels, ApiClient(WorkerSettings(api_url=url)).refused_texts)
 
     def sampling(self) -> Sampling:
         """How frames are chosen. Raises UsageError where options contradict each other."""

@@ -81,6 +81,7 @@ def run(  # noqa: PLR0917 - one parameter an option
     served = request.served()
     labels = request.labels(served.input_size)
     files = request.files()
+    request.check_labels(labels)
     results = database.connect(database_url)
     for revision in database.upgrade(results):
         say(f"database: schema {revision} applied")

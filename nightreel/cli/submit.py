@@ -101,6 +101,7 @@ def submit(  # noqa: PLR0917 - one parameter an option
     served = request.served()
     labels = request.labels(served.input_size)
     files = request.files()
+    request.check_labels(labels)
     spec = job_spec(
         names=request.names,
         sampling=sampling,

@@ -35,8 +35,9 @@ _HEALED_S = 10
 have replaced most of it, and a file with one keyframe is not lost for one damaged packet."""
 _REMEMBERED = 64
 """Damages and keyframes that are remembered; no decoder holds back so many frames."""
-_BETWEEN = 4
-"""Bidirectional frames that wait for the frame after them, of which they may be made, at most."""
+_BETWEEN = 1
+"""Bidirectional frames that wait for the frame after them, of which they may be made. Between two
+references sampling decodes one at most, and each that waits costs a picture's memory."""
 
 
 class _Ending(Enum):
