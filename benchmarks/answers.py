@@ -18,9 +18,10 @@ from fractions import Fraction
 import numpy as np
 from sqlalchemy import Engine, func, select, text, update
 
-from storage import database, ledger, relabel, results, search, vectors
+from storage import database, ledger, relabel, search, vectors
 from storage.bulk import insert_columns
 from storage.database import reading, writing
+from storage.labels import store_label_vectors
 from storage.ledger import Job
 from storage.records import (
     ArchiveFile,
@@ -231,14 +232,15 @@ def relabelled(engine: Engine, job: Job) -> None:
     def scored() -> None:
         with reading(engine) as connection:
             stored = vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
-            for one in stored:
-                best_labels(similarities(one.vectors, labels), TOP)
+            with vectors.ahead(stored) as videos:
+                for one in videos:
+                    best_labels(similarities(one.vectors, labels), TOP)
 
     say("relabel, 20 labels: best labels (goal x2)", timed(scored, 2), bound,
         "reading + numpy's product")  # fmt: skip
     rows_s = min(insert_at_best(engine) for _ in range(2)) * count(engine, job) * TOP / INSERTED
     target = relabel.new_job(engine, job, label_set(f"new {time.time_ns()}", 20))
-    results.store_label_vectors(engine, target.label_set_id, target.model, labels)
+    store_label_vectors(engine, target.label_set_id, target.model, labels)
     say("relabel: all of it, rows written", timed(lambda: relabel.relabel(engine, job, target)),
         bound + rows_s, "and the driver's fastest inserts")  # fmt: skip
 

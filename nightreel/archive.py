@@ -30,10 +30,10 @@ from storage.columns import SampleColumns, columns_in
 from storage.coverage import VideoCoverage
 from storage.flags import FlaggedRange
 from storage.highlights import Cut
+from storage.labels import labels_in
 from storage.ledger import Job
 from storage.occurrences import Occurrence
 from storage.records import Label, Scene
-from storage.results import labels_in
 from storage.search import Hit
 from storage.settings import StorageSettings
 from storage.summaries import VideoSummary

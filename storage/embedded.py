@@ -11,8 +11,8 @@ import numpy.typing as npt
 from sqlalchemy import Engine, select
 
 from storage.database import reading
+from storage.ranges import LASTING_GAPS
 from storage.records import Fit, FrameRange, Sampling
-from storage.results import LASTING_GAPS
 from storage.schema import embeddings, label_sets, label_vectors, videos
 
 _BUCKET, _START_US, _END_US = 0, 2, 3
@@ -27,7 +27,7 @@ def embedded_ranges(  # noqa: PLR0917
     ranges: Sequence[FrameRange],
 ) -> list[bool]:
     """Say of each range of the video with this content whether a worker would find it embedded:
-    whether `results.stored_vectors` has it."""
+    whether `ranges.stored_range` has it."""
     with reading(engine) as connection:
         rows = connection.execute(
             select(

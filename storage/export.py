@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sqlalchemy import Engine, column, select, table
 
 from storage.database import reading
+from storage.labels import labels_in
 from storage.ledger import Job
-from storage.results import labels_in
 
 if TYPE_CHECKING:
     import pyarrow

@@ -12,8 +12,8 @@ from sqlalchemy import Engine, select
 
 from storage.columns import SampleColumns, columns_in
 from storage.database import reading
+from storage.labels import labels_in
 from storage.records import Label
-from storage.results import labels_in
 from storage.schema import flags
 
 JOIN_US = 2_000_000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, func, select
 
 from storage.database import reading
-from storage.results import labels_in
+from storage.labels import labels_in
 from storage.scenes import UNKNOWN, UNKNOWN_NAME
 from storage.schema import job_videos, scenes
 

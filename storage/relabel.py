@@ -14,12 +14,13 @@ import numpy as np
 from sqlalchemy import Connection, Engine, Row, delete, select
 from sqlalchemy import insert as plain_insert
 
-from storage import ledger, results, vectors
+from storage import ledger, vectors
 from storage.bulk import insert_columns
 from storage.columns import Ints, SampleColumns
 from storage.database import reading, writing
 from storage.dialect import Now, upsert
 from storage.flags import flag_rows
+from storage.labels import label_set, label_vectors
 from storage.ledger import Job, JobState
 from storage.ledger.closing import scene_row, standing
 from storage.records import (
@@ -87,28 +88,28 @@ def relabel(
 ) -> None:
     """Fill the job made by `new_job` from the stored vectors, and close it.
 
-    The label set's vectors must be stored (`results.store_label_vectors`). Videos that stand in
+    The label set's vectors must be stored (`labels.store_label_vectors`). Videos that stand in
     `target` already and have not changed in `source` are left as they are, so an interrupted call
     may be repeated. `progress` is told the number of samples after each transaction. Time without
     a stored vector becomes a gap that says so.
     """
-    label_set = results.label_set(engine, target.label_set_id)
-    matrix = results.label_vectors(engine, target.label_set_id, target.model)
+    named = label_set(engine, target.label_set_id).labels
+    matrix = label_vectors(engine, target.label_set_id, target.model)
     if matrix is None:
         raise ValueError(f"the vectors of label set {target.label_set_id} are not stored")
     with reading(engine) as connection:
         waiting = _waiting(connection, source.id, target.id)
         old_gaps = _gaps_of(connection, source.id)
-        stored = _stored(connection, source) if waiting else iter(())
         batch, size = [], 0
-        for row, found in _paired(waiting, stored):
-            video = _answered(row, found, old_gaps.get(row.video_id, []), label_set, matrix, target)
-            batch.append(video)
-            size += len(video.samples)
-            if size >= _SAMPLES_AT_ONCE:
-                _write(engine, target.id, batch)
-                progress(size)
-                batch, size = [], 0
+        with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
+            for row, found in _paired(waiting, stored):
+                video = _answered(row, found, old_gaps.get(row.video_id, []), named, matrix, target)
+                batch.append(video)
+                size += len(video.samples)
+                if size >= _SAMPLES_AT_ONCE:
+                    _write(engine, target.id, batch)
+                    progress(size)
+                    batch, size = [], 0
     _write(engine, target.id, batch)
     progress(size)
     ledger.finish_planning(engine, target.id)
@@ -174,7 +175,7 @@ def _answered(  # noqa: PLR0917
     old: Row[*tuple[Any, ...]],
     stored: VideoVectors | None,
     old_gaps: Sequence[Gap],
-    label_set: LabelSet,
+    named: Sequence[Label],
     matrix: Single,
     target: Job,
 ) -> _Video:
@@ -198,7 +199,6 @@ def _answered(  # noqa: PLR0917
     gap_us = sum(gap.end_us - gap.start_us for gap in missing)
     row["analysed_us"] = old.duration_us - gap_us
     row["state"], (row["reason_kind"], row["reason"]) = standing(row["analysed_us"], missing)
-    named: Sequence[Label] = label_set.labels
     return _Video(
         row,
         _task(found, old.duration_us, gap_us),

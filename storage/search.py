@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from storage.records import Fit
 from storage.scoring import Half, Single, centroid
-from storage.vectors import START_US, T_US, VideoVectors
+from storage.vectors import START_US, T_US, VideoVectors, ahead
 
 APART_US = 5_000_000
 """Samples of a video that stand closer show the same moment, of which the best is told."""
@@ -42,17 +42,18 @@ def search(
     is of another dimension.
     """
     best: list[tuple[float, int, int]] = []
-    for video_id, of_video in groupby(stored, key=lambda one: one.video_id):
-        scored = [(_scores(one.vectors, query), one.times[:, T_US]) for one in of_video]
-        scores = np.concatenate([scores for scores, _ in scored])
-        times = np.concatenate([times for _, times in scored])
-        floor = best[0][0] if len(best) == top else -np.inf
-        for at in _apart(scores, times, floor, top, apart_us):
-            hit = (float(scores[at]), -video_id, -int(times[at]))
-            if len(best) < top:
-                heapq.heappush(best, hit)
-            else:
-                heapq.heappushpop(best, hit)
+    with ahead(stored) as videos:
+        for video_id, of_video in groupby(videos, key=lambda one: one.video_id):
+            scored = [(_scores(one.vectors, query), one.times[:, T_US]) for one in of_video]
+            scores = np.concatenate([scores for scores, _ in scored])
+            times = np.concatenate([times for _, times in scored])
+            floor = best[0][0] if len(best) == top else -np.inf
+            for at in _apart(scores, times, floor, top, apart_us):
+                hit = (float(scores[at]), -video_id, -int(times[at]))
+                if len(best) < top:
+                    heapq.heappush(best, hit)
+                else:
+                    heapq.heappushpop(best, hit)
     return [Hit(-video_id, -t_us, round(score, 6)) for score, video_id, t_us in sorted(best)[::-1]]
 
 

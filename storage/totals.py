@@ -9,7 +9,7 @@ from enum import StrEnum
 from sqlalchemy import ColumnElement, Engine, func, literal, select
 
 from storage.database import reading
-from storage.results import labels_in
+from storage.labels import labels_in
 from storage.scenes import UNKNOWN_NAME
 from storage.schema import job_videos, scenes, videos
 

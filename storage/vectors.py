@@ -4,6 +4,7 @@ committed in."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -130,6 +131,24 @@ def _fetching_binary(connection: Connection) -> Iterator[None]:
         yield
     finally:
         driver.server_cursor_factory = usual
+
+
+@contextmanager
+def ahead(stored: Iterable[VideoVectors]) -> Iterator[Iterator[VideoVectors]]:
+    """The same, each video fetched in a thread of its own while the one before is worked on.
+
+    The connection is the thread's until the context ends.
+    """
+    videos = iter(stored)
+    with ThreadPoolExecutor(1, "vectors") as thread:
+
+        def fetched() -> Iterator[VideoVectors]:
+            coming = thread.submit(next, videos, None)
+            while (video := coming.result()) is not None:
+                coming = thread.submit(next, videos, None)
+                yield video
+
+        yield fetched()
 
 
 def text_vector(engine: Engine, model: str, text: str) -> npt.NDArray[np.float32] | None:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, func, select
 from storage import ledger, relabel, results
 from storage.coverage import coverage
 from storage.database import reading, writing
+from storage.labels import label_set, store_label_vectors
 from storage.ledger import Job
 from storage.records import GapKind, Label, LabelSet, VideoState
 from storage.relabel import CannotRelabel
@@ -30,7 +31,7 @@ LABEL_VECTORS = directions(4, 1)
 def relabelled(engine: Engine, job: Job, labels: LabelSet = NEW) -> Job:
     """The job under new labels."""
     target = relabel.new_job(engine, job, labels)
-    results.store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
+    store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
     relabel.relabel(engine, job, target)
     return ledger.get_job(engine, target.id)
 
@@ -79,7 +80,7 @@ def test_relabelling_gives_what_a_run_with_the_labels_gives(engine: Engine) -> N
     assert everything(engine, target, old.video_ids) == everything(
         engine, by_workers, old.video_ids
     )
-    assert [label.name for label in results.label_set(engine, target.label_set_id).labels] == [
+    assert [label.name for label in label_set(engine, target.label_set_id).labels] == [
         "sea", "snow", "street", "studio",
     ]  # fmt: skip
 

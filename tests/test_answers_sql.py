@@ -13,9 +13,10 @@ from rows import SECOND, file, planned
 from sqlalchemy import Engine, inspect, text
 
 from nightreel.archive import Archive
-from storage import ledger, relabel, results, vectors
+from storage import ledger, relabel, vectors
 from storage.coverage import coverage
 from storage.database import DatabaseError, reading
+from storage.labels import store_label_vectors
 from storage.records import Label, LabelSet
 from storage.scenes import scenes
 from storage.summaries import summaries
@@ -35,7 +36,7 @@ def filled(engine: Engine) -> Engine:
     job = done(engine, made.job_id, directions(3, 2))
     labels = LabelSet("other", tuple(Label(name, (name,)) for name in ("sea", "snow")))
     target = relabel.new_job(engine, job, labels)
-    results.store_label_vectors(engine, target.label_set_id, target.model, directions(2, 1))
+    store_label_vectors(engine, target.label_set_id, target.model, directions(2, 1))
     relabel.relabel(engine, job, target)
     return engine
 

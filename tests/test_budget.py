@@ -27,6 +27,7 @@ from storage import ledger, results
 from storage.database import connect
 from storage.embedded import embedded_ranges
 from storage.ledger import BudgetSpent, JobState
+from storage.ranges import stored_range
 from storage.records import ArchiveFile, Fit, Gap, GapKind, Label, LabelSet, Sampling, TaskState
 from workers import tasks
 from workers.api import ApiClient, Outage
@@ -423,9 +424,7 @@ def test_what_a_plan_takes_as_stored_is_what_a_worker_finds(engine: Engine) -> N
             assert results.commit(engine, task_id, claim.fence, found(claim, gaps=some))
     key_of_vectors = job.sampling, job.fit, job.model
     cuts = [one for each in (1, 4, 7, 9, 13, 30) for one in ranges(seconds, each)]
-    stored = [
-        results.stored_vectors(engine, video, *key_of_vectors, one) is not None for one in cuts
-    ]
+    stored = [stored_range(engine, video, *key_of_vectors, one) is not None for one in cuts]
     assert embedded_ranges(engine, "content-video", *key_of_vectors, cuts) == stored
     assert 20 < sum(stored) < len(cuts) - 20
     assert not any(embedded_ranges(engine, "content-other", *key_of_vectors, cuts))

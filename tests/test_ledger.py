@@ -35,6 +35,7 @@ from storage import ledger, results
 from storage.coverage import coverage
 from storage.database import connect, reading, writing
 from storage.dialect import Now
+from storage.labels import label_set
 from storage.ledger import IncompatiblePlan, JobState, NoSuchJob
 from storage.records import ArchiveFile, Gap, GapKind, TaskState, VideoState
 from storage.schema import embeddings, gaps, job_videos, predictions, samples, scenes, tasks, usage
@@ -72,7 +73,7 @@ def test_a_job_is_found_again_by_its_key(engine: Engine) -> None:
     assert one.label_set_id == other.label_set_id
     assert [job.id for job in ledger.jobs(engine)] == [other.id, one.id]
     assert ledger.latest_job(engine).id == other.id
-    assert results.label_set(engine, one.label_set_id) == SEASONS
+    assert label_set(engine, one.label_set_id) == SEASONS
 
 
 def test_a_job_that_does_not_exist_is_told(engine: Engine) -> None:

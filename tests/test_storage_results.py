@@ -25,13 +25,14 @@ from rows import (
 from sqlalchemy import Engine
 
 from storage import ledger, results
+from storage.labels import label_set, label_vectors, store_label_vectors
+from storage.ranges import LASTING_GAPS, StoredRange, stored_range
 from storage.records import Fit, FrameRange, Gap, GapKind, RangeResult, Sampling, SamplingMode
-from storage.results import StoredRange
 
 
 def stored(engine: Engine, video_id: int, one: FrameRange, **other: object) -> StoredRange | None:
     job = replace(spec(), **other)  # type: ignore[arg-type]
-    return results.stored_vectors(engine, video_id, job.sampling, job.fit, job.model, one)
+    return stored_range(engine, video_id, job.sampling, job.fit, job.model, one)
 
 
 def test_what_is_committed_is_read_back(engine: Engine) -> None:
@@ -151,7 +152,7 @@ def test_gaps_of_the_content_are_known_and_others_are_tried_again(
     gap = Gap(SECOND, 2 * SECOND, kind, "why")
     results.commit(engine, claim.task_id, claim.fence, found(claim, gaps=[gap]))
     got = stored(engine, job.video_ids[0], frame_range(0, RANGE))
-    if kind in results.LASTING_GAPS:
+    if kind in LASTING_GAPS:
         assert got is not None
         assert got.gaps == (gap,)
         assert [time.bucket for time in got.samples] == [0, 2, 3]
@@ -167,7 +168,7 @@ def test_stored_ranges_can_be_committed_by_another_job(engine: Engine) -> None:
     other = planned(engine, 2 * RANGE, key="other", top_n=1)
     for fed in ledger.feed(engine, 10):
         claim = claimed(engine, fed)
-        known = results.stored_vectors(
+        known = stored_range(
             engine, claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
         )
         assert known is not None
@@ -183,20 +184,20 @@ def test_stored_ranges_can_be_committed_by_another_job(engine: Engine) -> None:
 def test_label_vectors_are_stored_once(engine: Engine) -> None:
     """The first vectors of a label set and model stay, whoever comes later."""
     label_set_id = ledger.open_job(engine, spec()).label_set_id
-    assert results.label_vectors(engine, label_set_id, "clip/1") is None
+    assert label_vectors(engine, label_set_id, "clip/1") is None
     first = np.arange(3 * DIMENSION, dtype=np.float32).reshape(3, DIMENSION)
-    results.store_label_vectors(engine, label_set_id, "clip/1", first)
-    results.store_label_vectors(engine, label_set_id, "clip/1", first + 1)
-    got = results.label_vectors(engine, label_set_id, "clip/1")
+    store_label_vectors(engine, label_set_id, "clip/1", first)
+    store_label_vectors(engine, label_set_id, "clip/1", first + 1)
+    got = label_vectors(engine, label_set_id, "clip/1")
     assert got is not None
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, first)
-    assert results.label_vectors(engine, label_set_id, "clip/2") is None
+    assert label_vectors(engine, label_set_id, "clip/2") is None
 
 
 def test_label_sets_come_back_whole(engine: Engine) -> None:
     """Prompts, example pictures, thresholds and flags survive, and with them the digest."""
     label_set_id = ledger.open_job(engine, spec()).label_set_id
-    got = results.label_set(engine, label_set_id)
+    got = label_set(engine, label_set_id)
     assert got == SEASONS
     assert got.digest == SEASONS.digest

@@ -62,7 +62,6 @@ def make_app(settings: QueueSettings | None = None) -> Celery:
         task_acks_on_timeout=True,
         worker_prefetch_multiplier=1,
         worker_max_tasks_per_child=300,
-        worker_soft_shutdown_timeout=20,
         worker_hijack_root_logger=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,

@@ -27,7 +27,9 @@ from sqlalchemy import Engine, Table
 from storage import ledger, results
 from storage.database import DatabaseError, connect, outlasting, with_retries
 from storage.exits import ExitCode
+from storage.labels import label_set, label_vectors, store_label_vectors
 from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
+from storage.ranges import StoredRange, stored_range
 from storage.records import LabelSet, RangeResult, SampleResult, Usage
 from storage.schema import probes, tasks
 from storage.scoring import similarities
@@ -136,7 +138,7 @@ class Process:
         """Return what the claimed range gives, from stored vectors where there are any: then no
         picture is decoded or sent."""
         content = claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
-        stored = outlasting(lambda: results.stored_vectors(self.engine, *content))
+        stored = outlasting(lambda: stored_range(self.engine, *content))
         if stored is not None:
             return _rescore(stored, self._label_vectors(claim), claim.top_n)
         self._check_model(claim)
@@ -185,7 +187,7 @@ class Process:
 
     def _label_prompts(self, claim: Claim) -> LabelPrompts:
         """The label set for an endpoint that only compares."""
-        labels = outlasting(lambda: results.label_set(self.engine, claim.label_set_id))
+        labels = outlasting(lambda: label_set(self.engine, claim.label_set_id))
         if any(label.examples for label in labels.labels):
             raise JobStopped(
                 "this API compares prompts only and cannot use example pictures: "
@@ -210,15 +212,15 @@ class Process:
                 with self.shared.turn(f"labels:{label_set_id}:{model}"):
                     stored = self._stored_labels(key)
                     if stored is None:
-                        asked = outlasting(lambda: results.label_set(self.engine, label_set_id))
+                        asked = outlasting(lambda: label_set(self.engine, label_set_id))
                         mine = ask(asked)
-                        outlasting(lambda: results.store_label_vectors(self.engine, *key, mine))
+                        outlasting(lambda: store_label_vectors(self.engine, *key, mine))
                         stored = self._stored_labels(key)
             self._vectors[key] = mine if stored is None else stored
         return self._vectors[key]
 
     def _stored_labels(self, key: tuple[int, str]) -> Vectors | None:
-        return outlasting(lambda: results.label_vectors(self.engine, *key))
+        return outlasting(lambda: label_vectors(self.engine, *key))
 
     def _check_model(self, claim: Claim) -> None:
         served = self.client.identity().model
@@ -229,7 +231,7 @@ class Process:
             )
 
 
-def _rescore(stored: results.StoredRange, labels: LabelVectors, top_n: int) -> RangeResult:
+def _rescore(stored: StoredRange, labels: LabelVectors, top_n: int) -> RangeResult:
     similarity = similarities(stored.vectors, labels.matrix)
     samples = tuple(
         SampleResult(t.bucket, t.t_us, t.start_us, t.end_us, best, t.reused_from, t.audit_of)

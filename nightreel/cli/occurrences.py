@@ -121,8 +121,8 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
     from storage.coverage import coverage
     from storage.database import reading
     from storage.flags import flagged
+    from storage.labels import labels_in
     from storage.records import VideoState
-    from storage.results import labels_in
     from storage.summaries import places
 
     engine, job = job_asked(database_url, job_id)

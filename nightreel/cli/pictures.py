@@ -145,7 +145,8 @@ def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]
     from storage.columns import columns_in
     from storage.database import reading
     from storage.footage import footage_of
-    from storage.results import gaps_in, labels_in
+    from storage.labels import labels_in
+    from storage.results import gaps_in
     from storage.scenes import UNKNOWN, scenes
 
     video_id = one_video(engine, job, video)

@@ -63,8 +63,9 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     from nightreel.asking import SameApi
     from nightreel.cli.answers import write_summary
     from nightreel.cli.likes import labels_like
-    from storage import ledger, results
+    from storage import ledger
     from storage import relabel as relabelling
+    from storage.labels import store_label_vectors, vectors_of_labels
 
     if sum(map(bool, (label_texts, labels_file, likes))) != 1:
         raise click.UsageError("give one of --label, --labels and --like.")
@@ -75,11 +76,11 @@ def relabel(  # noqa: PLR0917 - one parameter an option
             labels, matrix = labels_like(database, source, likes)
         else:
             labels = _labels(label_texts, labels_file, source, api)
-            known = results.vectors_of_labels(database, labels, source.model)
+            known = vectors_of_labels(database, labels, source.model)
             matrix = _embedded(labels, api) if known is None else known
     # Only now: a job without its labels' vectors would be the latest, and empty.
     target = relabelling.new_job(database, source, labels)
-    results.store_label_vectors(database, target.label_set_id, target.model, matrix)
+    store_label_vectors(database, target.label_set_id, target.model, matrix)
     say(
         f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under "
         f"{len(labels.labels)} labels ({labels.name}), model {source.model}"

@@ -89,7 +89,7 @@ def _draw(engine: Engine, job: Job, periods: list[PeriodTotal], path: Path) -> N
     from nightreel.cli.extras import needs
     from nightreel.reports.plots import draw_shares
     from storage.database import reading
-    from storage.results import labels_in
+    from storage.labels import labels_in
 
     needs("matplotlib")
     with reading(engine) as connection:

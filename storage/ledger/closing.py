@@ -16,10 +16,11 @@ from storage.columns import SampleColumns, columns_in
 from storage.database import reading, writing
 from storage.dialect import Now, upsert
 from storage.flags import flag_rows
+from storage.labels import labels_in
 from storage.ledger.events import job_closed
 from storage.ledger.job import JobState
 from storage.records import Fit, Gap, GapKind, Sampling, Scene, TaskState, VideoState
-from storage.results import gaps_in, labels_in
+from storage.results import gaps_in
 from storage.scenes import Shares, labelled_scenes, picture_changes
 from storage.schema import OPEN, RUNNING, flags, gaps, job_videos, jobs, scenes, tasks
 
