@@ -63,7 +63,6 @@ CMD ["celery", "-A", "workers.app", "flower", "--address=0.0.0.0"]
 # Last, so that it is what `docker build .` makes.
 FROM base AS worker
 COPY --from=environment /opt/nightreel /opt/nightreel
-# A process a core: threads of the linear algebra would only take from each other. And SIGTERM is
-# Celery's soft shutdown: a task in flight has its time to end before the pool is stopped.
-ENV OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 REMAP_SIGTERM=SIGQUIT
+# A process a core: threads of the linear algebra would only take from each other.
+ENV OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 CMD ["celery", "-A", "workers.app", "worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]

@@ -7,6 +7,8 @@ samples are scored together nor on when.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,23 +20,47 @@ Single = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.intp]
 
 _CHUNK = 64
-"""Samples multiplied at once. So few are worth no second thread to BLAS; with more, its threads
+"""Vectors multiplied at once. So few are worth no second thread to BLAS; with more, its threads
 wait for each other, and on a busy machine each product takes ten times as long."""
+
+_BLOCK = 8 * _CHUNK
+"""Vectors widened at once, small enough for a core's cache."""
+
+Wide = TypeVar("Wide", np.float32, np.float64)
 
 
 def similarities(vectors: Half | Single, labels: Single) -> Single:
     """Cosines, samples x labels, of unit vectors as they are stored and the labels' vectors. Of a
     sample of several squares, whose vectors stand one after the other, the best counts."""
-    wide = np.ascontiguousarray(labels.T, dtype=np.float64)
-    found = np.empty((len(vectors), len(labels)), dtype=np.float32)
-    for at in range(0, len(vectors), _CHUNK):
-        part = slice(at, at + _CHUNK)
-        best = vectors[part].astype(np.float64).reshape(-1, len(wide)) @ wide
-        if len(best) > len(vectors[part]):
-            best = best.reshape(len(vectors[part]), -1, len(labels)).max(axis=1)
-        best *= 1e6
-        found[part] = np.rint(best, out=best) / 1e6
-    return found
+    found = best_products(vectors, labels, np.float64)
+    found *= 1e6
+    return np.asarray(np.rint(found, out=found) / 1e6, dtype=np.float32)
+
+
+def best_products(
+    vectors: Half | Single, directions: Single, precision: type[Wide]
+) -> npt.NDArray[Wide]:
+    """The same before they are rounded: scalar products, samples x directions, whose sums are
+    formed in `precision`."""
+    factor = np.ascontiguousarray(directions.T, dtype=precision)
+    squares = vectors.reshape(-1, len(factor))
+    found = np.empty((len(squares), len(directions)), dtype=precision)
+    widened = np.empty((min(len(squares), _BLOCK), len(factor)), dtype=precision)
+    for at in range(0, len(squares), _BLOCK):
+        part = squares[at : at + _BLOCK]
+        widened[: len(part)] = part
+        # A stack of chunks is one call, within which other threads may run.
+        stacked = len(part) // _CHUNK * _CHUNK
+        np.matmul(
+            widened[:stacked].reshape(-1, _CHUNK, len(factor)),
+            factor,
+            out=found[at : at + stacked].reshape(-1, _CHUNK, len(directions)),
+        )
+        rest = slice(at + stacked, at + len(part))
+        np.matmul(widened[stacked : len(part)], factor, out=found[rest])
+    if len(squares) == len(vectors):
+        return found
+    return found.reshape(len(vectors), -1, len(directions)).max(axis=1)
 
 
 def best_labels(similarity: Single, top_n: int) -> tuple[Positions, Single, Single]:

@@ -11,15 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from storage.records import Fit
-from storage.scoring import Half, Single, centroid
+from storage.scoring import Half, Single, best_products, centroid
 from storage.vectors import START_US, T_US, VideoVectors, ahead
 
 APART_US = 5_000_000
 """Samples of a video that stand closer show the same moment, of which the best is told."""
-
-_CHUNK = 64
-"""Samples multiplied at once. So few are worth no second thread to BLAS; with more, its threads
-wait for each other, and on a busy machine each product takes ten times as long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ def search(
     best: list[tuple[float, int, int]] = []
     with ahead(stored) as videos:
         for video_id, of_video in groupby(videos, key=lambda one: one.video_id):
-            scored = [(_scores(one.vectors, query), one.times[:, T_US]) for one in of_video]
+            scored = [(_scores(one, query), one.times[:, T_US]) for one in of_video]
             scores = np.concatenate([scores for scores, _ in scored])
             times = np.concatenate([times for _, times in scored])
             floor = best[0][0] if len(best) == top else -np.inf
@@ -57,13 +53,8 @@ def search(
     return [Hit(-video_id, -t_us, round(score, 6)) for score, video_id, t_us in sorted(best)[::-1]]
 
 
-def _scores(vectors: Half, query: Single) -> Single:
-    found = np.empty(len(vectors), dtype=np.float32)
-    for at in range(0, len(vectors), _CHUNK):
-        part = vectors[at : at + _CHUNK]
-        squares = part.astype(np.float32).reshape(-1, len(query)) @ query
-        found[at : at + _CHUNK] = squares.reshape(len(part), -1).max(axis=1)
-    return found
+def _scores(stored: VideoVectors, query: Single) -> Single:
+    return best_products(stored.vectors, query[np.newaxis], np.float32)[:, 0]
 
 
 def _apart(

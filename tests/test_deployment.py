@@ -215,6 +215,7 @@ def test_a_worker_has_time_to_finish_its_tasks() -> None:
     """SIGTERM is Celery's warm shutdown, and the engine kills well after a usual task's end."""
     worker = SERVICES["worker"]
     assert "REMAP_SIGTERM" not in worker["environment"]
+    assert "REMAP_SIGTERM" not in (ROOT / "Dockerfile").read_text("utf-8")
     assert seconds(worker["stop_grace_period"]) >= 2 * SchedulerSettings().task_seconds
 
 

@@ -240,6 +240,17 @@ def test_a_large_job_does_not_hold_up_a_later_one(engine: Engine) -> None:
     assert fed_by_job(engine, rounds=5, window=4) == pytest.approx({old: 10, new: 10}, abs=1)
 
 
+def test_a_latecomer_starves_nobody(engine: Engine) -> None:
+    """However slow the slowest job, one that comes late begins where the others are."""
+    submitted(engine, "slow", 60, priority=-9)
+    old = submitted(engine, "old", 60)
+    fed_by_job(engine, rounds=10, window=1)
+    new = submitted(engine, "new", 60)
+    counts = fed_by_job(engine, rounds=20, window=1)
+    assert counts[old] == pytest.approx(10, abs=1)
+    assert counts[new] == pytest.approx(10, abs=1)
+
+
 def test_a_job_that_was_paused_has_no_credit(engine: Engine) -> None:
     """After a night's pause it shares with the others; it does not catch up at their cost."""
     first, second = submitted(engine, "first", 60), submitted(engine, "second", 60)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from clips import make_clip
-from rows import RANGE, claimed, found, info, ranges, spec
-from sqlalchemy import Engine, Table, func, select, update
+from rows import RANGE, claimed, found, info, planned, ranges, spec
+from sqlalchemy import Engine, Table, func, select, text, update
 
 from storage import ledger, results
-from storage.database import reading, writing
+from storage.database import connect, reading, writing
 from storage.ledger import KeyTaken, ProbeClaim
+from storage.ledger.job import lock_job
+from storage.ledger.probes import _finish as finish_planning_of
 from storage.records import ArchiveFile, TaskState, VideoState
 from storage.schema import files, job_videos, probes, tasks
 from workers import probing
@@ -237,6 +241,82 @@ def test_ten_thousand_files_are_submitted_at_once(engine: Engine) -> None:
         submitted(engine, *listed)
     with reading(engine) as connection:
         assert connection.scalar(select(func.count()).select_from(probes)) == len(listed)
+
+
+def test_files_that_are_added_while_planning_ends_are_probed(engine: Engine) -> None:
+    """Neither the end of planning nor a closing job forgets what a second submission adds."""
+    job_id = submitted(engine)
+    submitted(engine, ArchiveFile("/late.mp4", 1, 1))
+    assert not finish_planning_of(engine, job_id)
+    ledger.finish_planning(engine, job_id)
+    ledger.close_finished(engine)
+    assert not ledger.status(engine, job_id).finished
+    assert len(taken(engine)) == 1
+
+
+def test_a_retry_while_the_job_closes_is_not_lost(postgres_url: str) -> None:
+    """Whoever closes waits for the retry, then finds the job at work again."""
+    engine = connect(postgres_url)
+    job = planned(engine, RANGE)
+    for task_id in ledger.feed(engine, 10):
+        claim = claimed(engine, task_id)
+        ledger.give_back(engine, task_id, claim.fence, "read-error", "gone", 1, 0)
+    with writing(engine) as connection:
+        connection.execute(update(job_videos).values(state=VideoState.FAILED))
+    with ThreadPoolExecutor(1) as pool:
+        with writing(engine) as connection:
+            lock_job(connection, job.job_id)
+            closing = pool.submit(ledger.close_finished, engine)
+            until_blocked(engine)
+            connection.execute(update(tasks).values(state=TaskState.PENDING, attempts=0))
+            connection.execute(update(job_videos).values(state=VideoState.RUNNING))
+        closing.result(20)
+    assert not ledger.status(engine, job.job_id).finished
+    engine.dispose()
+
+
+def until_blocked(engine: Engine) -> None:
+    """Wait until a session waits for another one's lock."""
+    waits = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    deadline = time.monotonic() + 20
+    while True:
+        with reading(engine) as connection:
+            if connection.scalar(waits):
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_planning_worker_waits_for_nobody_who_submits(postgres_url: str) -> None:
+    """Planning a video of a job that runs touches nothing that a submission holds, or the two
+    would wait for each other."""
+    engine = connect(postgres_url)
+    submitted(engine, ArchiveFile("/a.mp4", 1, 1))
+    (claim,) = taken(engine)
+    video_id = ledger.register_file(engine, claim.file, "content")
+    with ThreadPoolExecutor(1) as pool, writing(engine) as connection:
+        lock_job(connection, claim.job_id)
+        ended = pool.submit(ledger.plan_probed, engine, claim, video_id, info(RANGE), ranges(RANGE))
+        assert ended.result(20)
+    engine.dispose()
+
+
+def test_a_file_that_is_away_stays_the_place_of_its_video(engine: Engine, tmp_path: Path) -> None:
+    """A job that cannot read it takes it away from no other job, and reads it when it is back."""
+    make_clip(tmp_path / "clip.mp4", [("red", 2)])
+    file = on_disk(tmp_path / "clip.mp4")
+    submitted(engine, file)
+    probed(engine)
+    other = submitted(engine, file, key="other")
+    for claim in taken(engine):
+        ledger.give_back(engine, claim.probe_id, claim.fence, "unreadable", "away", 1, 0, probes)
+    ledger.finish_probed(engine)
+    assert videos_of(engine, other) == {"clip.mp4": (VideoState.REJECTED, "unreadable")}
+    (task_id,) = ledger.feed(engine, 1)
+    assert claimed(engine, task_id).path_raws == (file.path_raw,)
+    assert ledger.retry_job(engine, other) == 1
+    probed(engine)
+    assert videos_of(engine, other) == {"clip.mp4": (VideoState.RUNNING, None)}
 
 
 def test_one_scheduler_leads(engine: Engine) -> None:

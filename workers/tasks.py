@@ -25,7 +25,14 @@ from pydantic import ValidationError
 from sqlalchemy import Engine, Table
 
 from storage import ledger, results
-from storage.database import DatabaseError, connect, outlasting, with_retries
+from storage.database import (
+    DatabaseError,
+    DatabaseUnavailable,
+    check,
+    connect,
+    outlasting,
+    with_retries,
+)
 from storage.exits import ExitCode
 from storage.labels import label_set, label_vectors, store_label_vectors
 from storage.ledger import BUDGET_SPENT, BudgetSpent, Claim, IncompatiblePlan
@@ -65,6 +72,11 @@ log = logging.getLogger(__name__)
 OUTAGE_DELAY_S = 15.0
 """How long a task rests after an outage that named no time of its own."""
 FAULT_BACKOFF_S = 5.0
+"""How long a task rests after its first fault; twice as long after each other one."""
+PLACE_BACKOFF_S = 15.0
+"""The same where the file could not be had: a mount takes a while to come back."""
+FIRST_REST_S = 2.0
+LONGEST_REST_S = 60.0
 API_OUTAGE = "api-outage"
 HOLDS: tuple[tuple[type[Exception], str], ...] = (
     (JobStopped, "api-refused"),
@@ -113,6 +125,8 @@ class Process:
         self.client = ApiClient(self.settings, self.shared)
         prefix = self.settings.worker_name or socket.gethostname()
         self.name = f"{prefix}/{os.getpid()}"
+        self.unreadable = 0
+        """Files one after the other that could not be read here."""
         self._vectors: dict[tuple[int, str], Vectors] = {}
 
     @contextmanager
@@ -245,7 +259,7 @@ def _path_that_opens(claim: Claim) -> str:
     for path_raw in claim.path_raws:
         if os.path.exists(path_raw):
             return os.fsdecode(path_raw)
-    raise FootageError("the file is gone from every place it was known at")
+    raise FileUnreadable("the file is gone from every place it was known at")
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
@@ -257,11 +271,13 @@ def _set_up_logging(**_: object) -> None:
 @worker_init.connect  # type: ignore[untyped-decorator]
 def _begin(sender: Any, **_: object) -> None:
     """End a worker that could run no task, rather than let it drop one message after another."""
+    code = ExitCode.USAGE
     try:
         service = ServiceSettings()
         WorkerSettings().key()
         StorageSettings()
         logs.configure(service)
+        _check_database()
         sender.quiet = service.log_format is LogFormat.JSON  # no banner among the lines
         metrics.serve(service)
     except ValidationError as error:
@@ -269,10 +285,23 @@ def _begin(sender: Any, **_: object) -> None:
         said = "; ".join(f"NIGHTREEL_{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong)
     except (KeyUnreadable, metrics.PortTaken) as error:
         said = str(error)
+    except DatabaseError as error:
+        said, code = str(error), ExitCode.DATABASE
     else:
         return
     log.error("the worker does not start: %s", said)
-    raise SystemExit(ExitCode.USAGE)
+    raise SystemExit(code)
+
+
+def _check_database() -> None:
+    """Raise DatabaseError where the database can never serve; one that is away is waited for."""
+    engine = connect(StorageSettings().database_url)
+    try:
+        check(engine)
+    except DatabaseUnavailable as error:
+        log.warning("%s; the worker starts and waits for it", error)
+    finally:
+        engine.dispose()
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
@@ -360,6 +389,8 @@ def _run(process: Process, claim: Claim) -> tuple[Outcome, str | None]:
         delay, said = error.retry_after_s or OUTAGE_DELAY_S, str(error)
         outlasting(lambda: ledger.release(engine, *held, delay, API_OUTAGE, said))
         return Outcome.OUTAGE, API_OUTAGE
+    except FileUnreadable as error:
+        return _leave_to_others(process, *held, claim.attempts, error)
     except FootageError as error:
         kind, fault = "read-error", str(error)
     except SoftTimeLimitExceeded:
@@ -370,6 +401,7 @@ def _run(process: Process, claim: Claim) -> tuple[Outcome, str | None]:
         log.exception("unexpected")
         kind, fault = "unexpected", f"{type(error).__name__}: {error}"
     else:
+        process.unreadable = 0
         ended = time.perf_counter()
         metrics.range_committed(result, ended - began, ended - ready)
         log.info("done: %d frames in %.1f s", len(result.samples), ended - began)
@@ -396,13 +428,30 @@ def _spend_attempt(  # noqa: PLR0917
     kind: str,
     fault: str,
     table: Table = tasks,
+    first_backoff_s: float = FAULT_BACKOFF_S,
 ) -> None:
-    backoff_s = FAULT_BACKOFF_S * 2 ** (attempts - 1)
+    backoff_s = first_backoff_s * 2 ** (attempts - 1)
     most = process.settings.max_attempts
     state = outlasting(
         lambda: ledger.give_back(process.engine, row_id, fence, kind, fault, most, backoff_s, table)
     )
     log.warning("%s (%s); now %s", kind, fault, state)
+
+
+def _leave_to_others(  # noqa: PLR0917
+    process: Process,
+    row_id: int,
+    fence: int,
+    attempts: int,
+    error: FileUnreadable,
+    table: Table = tasks,
+) -> tuple[Outcome, str]:
+    """Put back what this host cannot read, and rest: where the archive is not mounted each message
+    would fail at once, and the worst host would take most of them, retries and all."""
+    _spend_attempt(process, row_id, fence, attempts, UNREADABLE, str(error), table, PLACE_BACKOFF_S)
+    process.unreadable += 1
+    time.sleep(min(LONGEST_REST_S, FIRST_REST_S * 2 ** (process.unreadable - 1)))
+    return Outcome.FAULT, UNREADABLE
 
 
 @app.task(name=PROBE_FILE)  # type: ignore[untyped-decorator]
@@ -422,13 +471,15 @@ def probe(probe_id: int) -> None:
             with _heartbeat(process, *held, probes):
                 planned = plan_file(process.engine, claim)
         except FileUnreadable as error:
-            kind, fault = UNREADABLE, str(error)
+            metrics.probe_ended(*_leave_to_others(process, *held, claim.attempts, error, probes))
+            return
         except SoftTimeLimitExceeded:
             kind, fault = "time-limit", f"not done after {app.conf.task_soft_time_limit} s"
         except Exception as error:
             log.exception("unexpected")
             kind, fault = "unexpected", f"{type(error).__name__}: {error}"
         else:
+            process.unreadable = 0
             metrics.probe_ended(Outcome.DONE if planned else Outcome.LOST)
             return
         _spend_attempt(process, *held, claim.attempts, kind, fault, probes)

@@ -96,6 +96,7 @@ def jobs(tag: str | None, state: str | None, limit: int, database_url: str, form
 def pause(number: int, database_url: str) -> int:
     """Start no more work of JOB until it is resumed; what workers have begun, they end."""
     from storage import ledger
+    from storage.database import with_retries
     from storage.ledger import JobState
     from storage.ledger.progress import BY_HAND
 
@@ -105,7 +106,7 @@ def pause(number: int, database_url: str) -> int:
     elif job.state is JobState.PAUSED:
         say(f"job {job.id} is paused already: {job.pause_reason}")
     else:
-        ledger.pause_job(engine, job.id, BY_HAND, "paused by hand")
+        with_retries(lambda: ledger.pause_job(engine, job.id, BY_HAND, "paused by hand"))
         say(f"job {job.id} is paused: `nightreel resume {job.id}` goes on")
     return ExitCode.OK
 
@@ -122,6 +123,7 @@ def pause(number: int, database_url: str) -> int:
 def resume(number: int, max_calls: int | None, database_url: str) -> int:
     """Go on with a JOB that is paused: by hand, for its budget, or because the API refused."""
     from storage import ledger
+    from storage.database import with_retries
     from storage.ledger import BUDGET_SPENT, JobState
 
     engine, job = job_asked(database_url, number)
@@ -131,8 +133,8 @@ def resume(number: int, max_calls: int | None, database_url: str) -> int:
     if job.pause_kind == BUDGET_SPENT and max_calls is None:
         raise click.UsageError(f"job {job.id} has spent its budget: give it more with --max-calls.")
     if max_calls is not None:
-        ledger.set_budget(engine, job.id, max_calls)
-    ledger.resume_job(engine, job.id)
+        with_retries(lambda: ledger.set_budget(engine, job.id, max_calls))
+    with_retries(lambda: ledger.resume_job(engine, job.id))
     tasks = counted(ledger.status(engine, job.id).open_tasks, "task")
     say(f"job {job.id} goes on: {tasks} open{_feeder(job)}")
     return ExitCode.OK
@@ -148,6 +150,7 @@ def cancel(number: int, yes: bool, database_url: str) -> int:
     `nightreel retry JOB` opens it again.
     """
     from storage import ledger
+    from storage.database import with_retries
 
     engine, job = job_asked(database_url, number)
     stands = ledger.status(engine, job.id)
@@ -156,9 +159,9 @@ def cancel(number: int, yes: bool, database_url: str) -> int:
         return ExitCode.OK
     tasks, files = counted(stands.open_tasks, "task"), counted(stands.open_probes, "file")
     confirm(f"job {job.id}: give up {tasks} and {files} still to be read?", yes=yes)
-    given_up = ledger.cancel_job(engine, job.id)
+    given_up = with_retries(lambda: ledger.cancel_job(engine, job.id))
     # No scheduler may be running that would do it.
-    ledger.close_finished(engine, job.id)
+    with_retries(lambda: ledger.close_finished(engine, job.id))
     say(
         f"job {job.id} is cancelled: {counted(given_up, 'task')} given up; what was done stays, "
         f"and `nightreel retry {job.id}` opens the rest again"
@@ -183,10 +186,11 @@ def retry(number: int, kind: str | None, video: str | None, database_url: str) -
     `nightreel failures` tells what has failed and for which reason.
     """
     from storage import ledger
+    from storage.database import with_retries
 
     engine, job = job_asked(database_url, number)
     video_id = None if video is None else one_video(engine, job, video)
-    again = ledger.retry_job(engine, job.id, kind=kind, video_id=video_id)
+    again = with_retries(lambda: ledger.retry_job(engine, job.id, kind=kind, video_id=video_id))
     if again:
         say(f"job {job.id}: {counted(again, 'task')} open again{_feeder(job)}")
     else:

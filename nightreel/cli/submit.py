@@ -113,18 +113,23 @@ def submit(  # noqa: PLR0917 - one parameter an option
         name=name,
         idempotency_key=idempotency_key,
     )
-    job = ledger.open_job(
-        results,
-        spec,
-        priority=priority,
-        tag=tag,
-        notify_url=notify_url,
-        task_us=SchedulerSettings().task_seconds * MICROSECONDS,
-        max_calls=max_calls,
-        files=[file for file in files if isinstance(file, ArchiveFile)],
-        unreadable={
-            os.fsencode(file.path): file.reason for file in files if isinstance(file, Unreadable)
-        },
+    listed = [file for file in files if isinstance(file, ArchiveFile)]
+    unreadable = {
+        os.fsencode(file.path): file.reason for file in files if isinstance(file, Unreadable)
+    }
+    task_us = SchedulerSettings().task_seconds * MICROSECONDS
+    job = database.with_retries(
+        lambda: ledger.open_job(
+            results,
+            spec,
+            priority=priority,
+            tag=tag,
+            notify_url=notify_url,
+            task_us=task_us,
+            max_calls=max_calls,
+            files=listed,
+            unreadable=unreadable,
+        )
     )
     row = {
         "job": job.id,

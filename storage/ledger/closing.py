@@ -22,7 +22,18 @@ from storage.ledger.job import JobState
 from storage.records import Fit, Gap, GapKind, Sampling, Scene, TaskState, VideoState
 from storage.results import gaps_in
 from storage.scenes import Shares, labelled_scenes, picture_changes
-from storage.schema import OPEN, RUNNING, flags, gaps, job_videos, jobs, scenes, tasks
+from storage.schema import (
+    OPEN,
+    RUNNING,
+    flags,
+    gaps,
+    job_videos,
+    jobs,
+    probes,
+    scenes,
+    still_open,
+    tasks,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,16 +251,23 @@ def scene_row(label: int, scene: Scene) -> dict[str, Any]:
 
 def _close_jobs(engine: Engine, job_id: int | None) -> None:
     running_video = exists().where(RUNNING, job_videos.c.job_id == jobs.c.id)
-    finished = (jobs.c.state != JobState.CLOSED) & jobs.c.planning_finished & ~running_video
+    open_probe = exists().where(still_open(probes), probes.c.job_id == jobs.c.id)
+    finished = (
+        (jobs.c.state != JobState.CLOSED) & jobs.c.planning_finished & ~running_video & ~open_probe
+    )
     if job_id is not None:
         finished = finished & (jobs.c.id == job_id)
     with reading(engine) as connection:
         if connection.scalar(select(jobs.c.id).where(finished).limit(1)) is None:
             return
     with writing(engine) as connection:
+        # Locked first, then asked again: see `lock_job`.
+        ids = connection.scalars(
+            select(jobs.c.id).where(finished).with_for_update(key_share=True)
+        ).all()
         closed = connection.scalars(
             update(jobs)
-            .where(finished)
+            .where(jobs.c.id.in_(ids), finished)
             .values(state=JobState.CLOSED, pause_kind=None, pause_reason=None, closed_ms=Now())
             .returning(jobs.c.id)
         ).all()

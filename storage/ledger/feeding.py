@@ -1,8 +1,10 @@
 """Which work is queued next: a bounded window, fair over jobs and over videos.
 
-Over jobs it is stride scheduling (Waldspurger and Weihl, 1995): each task that is fed moves its job
-on by one over the job's weight, and the job that has come least far is fed next. So jobs share the
-workers in proportion to their weights whatever their sizes, and none starves.
+Over jobs it is start-time fair queueing (Goyal, Vin and Cheng, 1996): each task that is fed moves
+its job on by one over the job's weight, and the job that has come least far is fed next. So jobs
+share the workers in proportion to their weights whatever their sizes, and none starves. The virtual
+time is where the last task fed began; a job that comes, or comes back, begins there: having had
+nothing to do is no credit.
 """
 
 from __future__ import annotations
@@ -76,11 +78,12 @@ def _share(
     ).all()
     if not waiting:
         return []
-    stride = {row.id: 2.0**-row.priority for row in waiting}
-    # Jobs that wait together are never further apart than the longest stride. One that is has come
-    # later, or had nothing to do: that is no credit.
-    least = max(row.served for row in waiting) - max(stride.values())
-    queue = [(max(row.served, least), row.id) for row in waiting]
+    stride = {row.id: _stride(row.priority) for row in waiting}
+    fed_before = connection.execute(
+        select(jobs.c.served, jobs.c.priority).where(chosen, jobs.c.served > 0)
+    )
+    time = max((row.served - _stride(row.priority) for row in fed_before), default=0.0)
+    queue = [(max(row.served, time), row.id) for row in waiting]
     heapq.heapify(queue)
     work = {row.id: _due(connection, table, row.id, room) for row in waiting}
     served: dict[int, float] = {}
@@ -97,6 +100,10 @@ def _share(
     for job_id, value in served.items():
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(served=value))
     return fed
+
+
+def _stride(priority: int) -> float:
+    return 2.0**-priority
 
 
 def _due(connection: Connection, table: Table, job_id: int, room: int) -> Iterator[int]:

@@ -240,16 +240,29 @@ def finish_planning(engine: Engine, job_id: int) -> None:
     A rejected video that lies at no path any more is forgotten: its file was replaced, repaired or
     made readable, and stands in the job as what it is now.
     """
-    somewhere = exists().where(files.c.video_id == job_videos.c.video_id)
     with writing(engine) as connection:
-        connection.execute(
-            delete(job_videos).where(
-                job_videos.c.job_id == job_id,
-                job_videos.c.state == VideoState.REJECTED,
-                ~somewhere,
-            )
+        finish_planning_in(connection, job_id)
+
+
+def finish_planning_in(connection: Connection, job_id: int) -> None:
+    """`finish_planning` within a transaction."""
+    somewhere = exists().where(files.c.video_id == job_videos.c.video_id)
+    connection.execute(
+        delete(job_videos).where(
+            job_videos.c.job_id == job_id,
+            job_videos.c.state == VideoState.REJECTED,
+            ~somewhere,
         )
-        connection.execute(update(jobs).where(jobs.c.id == job_id).values(planning_finished=True))
+    )
+    connection.execute(update(jobs).where(jobs.c.id == job_id).values(planning_finished=True))
+
+
+def lock_job(connection: Connection, job_id: int) -> None:
+    """Within a transaction, first of all: nobody else opens, closes or extends the job until it
+    ends. What is asked afterwards is what others have committed; PostgreSQL asks a condition on
+    another table as of the statement's begin, so it must not stand in a statement that waits."""
+    mine = select(jobs.c.id).where(jobs.c.id == job_id)
+    connection.execute(mine.with_for_update(key_share=True))  # as an UPDATE locks it
 
 
 def reopen_planning(engine: Engine, job_id: int) -> None:
@@ -260,9 +273,13 @@ def reopen_planning(engine: Engine, job_id: int) -> None:
 
 def reopen(connection: Connection, job_id: int, **values: Any) -> None:
     """Within a transaction: a closed job runs again; `values` are set on any job."""
-    running = case((jobs.c.state == JobState.CLOSED, JobState.RUNNING), else_=jobs.c.state)
+    if values:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
+    # One that runs is not touched: workers that plan its videos would wait for each other.
     connection.execute(
-        update(jobs).where(jobs.c.id == job_id).values(state=running, closed_ms=None, **values)
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.CLOSED)
+        .values(state=JobState.RUNNING, closed_ms=None)
     )
 
 
@@ -363,6 +380,7 @@ def cancel_job(engine: Engine, job_id: int) -> int:
         "done_ms": Now(),
     }
     with writing(engine) as connection:
+        lock_job(connection, job_id)
         connection.execute(
             update(probes).where(still_open(probes), probes.c.job_id == job_id).values(given_up)
         )
@@ -397,6 +415,7 @@ def retry_job(
         job_videos.c.state != VideoState.RUNNING,
     )
     with writing(engine) as connection:
+        lock_job(connection, job_id)
         probed_again = again(connection, job_id, kind=kind, video_id=video_id)
         found = connection.execute(
             select(tasks.c.id, tasks.c.video_id)

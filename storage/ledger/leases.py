@@ -264,7 +264,7 @@ def sweep(engine: Engine, queued_timeout_s: float, max_attempts: int = MAX_ATTEM
             spent = table.c.attempts >= max_attempts
             states = connection.scalars(
                 update(table)
-                .where(in_flight(table), _expired(table))
+                .where(_unlocked(table, _expired(table)))
                 .values(
                     state=case((spent, TaskState.FAILED), else_=TaskState.PENDING),
                     done_ms=case((spent, Now()), else_=None),
@@ -274,18 +274,25 @@ def sweep(engine: Engine, queued_timeout_s: float, max_attempts: int = MAX_ATTEM
                 )
                 .returning(table.c.state)
             ).all()
+            unanswered = and_(
+                table.c.state == TaskState.QUEUED,
+                table.c.queued_ms <= after(-queued_timeout_s),
+            )
             unqueued += connection.execute(
                 update(table)
-                .where(
-                    in_flight(table),
-                    table.c.state == TaskState.QUEUED,
-                    table.c.queued_ms <= after(-queued_timeout_s),
-                )
+                .where(_unlocked(table, unanswered))
                 .values(state=TaskState.PENDING, queued_ms=None)
             ).rowcount
             failed += states.count(TaskState.FAILED)
             expired += states.count(TaskState.PENDING)
     return SweepCount(expired=expired, unqueued=unqueued, failed=failed)
+
+
+def _unlocked(table: Table, condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """That the row is in flight and as `condition` says. One that somebody holds is passed over:
+    a worker that is stopped within a transaction must not hold up all others."""
+    rows = select(table.c.id).where(in_flight(table), condition).with_for_update(skip_locked=True)
+    return table.c.id.in_(rows)
 
 
 def _expired(table: Table) -> ColumnElement[bool]:

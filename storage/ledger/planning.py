@@ -265,7 +265,11 @@ def reject_in(connection: Connection, job_id: int, video_id: int, kind: str, rea
 
 def reject_unread(engine: Engine, job_id: int, path_raw: bytes, kind: str, reason: str) -> int:
     """Reject a file whose content, and so its identity, is unknown, and return its number. It
-    stands under its name, with a size no file has, so that every run looks at it anew."""
+    stands under its name, with a size no file has, so that every run looks at it anew.
+
+    Where a video was seen at that name before it is rejected as that one, which keeps its place:
+    other jobs may read it there when it is back.
+    """
     with writing(engine) as connection:
         return reject_unread_in(connection, job_id, path_raw, kind, reason)
 
@@ -274,11 +278,18 @@ def reject_unread_in(
     connection: Connection, job_id: int, path_raw: bytes, kind: str, reason: str
 ) -> int:
     """`reject_unread` within a transaction."""
-    named = path_key(path_raw).hex()
-    file = ArchiveFile(os.fsdecode(path_raw), -1, -1)
-    video_id = register_in(connection, file, f"unread:{named}")
-    reject_in(connection, job_id, video_id, kind, reason)
-    return video_id
+    key = path_key(path_raw)
+    known: int | None = connection.scalar(
+        update(files)
+        .where(files.c.path_sha256 == key)
+        .values(size_bytes=-1, mtime_ns=-1)
+        .returning(files.c.video_id)
+    )
+    if known is None:
+        file = ArchiveFile(os.fsdecode(path_raw), -1, -1)
+        known = register_in(connection, file, f"unread:{key.hex()}")
+    reject_in(connection, job_id, known, kind, reason)
+    return known
 
 
 def columns_of(info: VideoInfo) -> dict[str, Any]:

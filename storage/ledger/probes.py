@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, exists, select, update
 
 from storage.database import reading, writing
 from storage.dialect import Now
-from storage.ledger.job import JobState, finish_planning
+from storage.ledger.job import JobState, finish_planning_in, lock_job
 from storage.ledger.leases import take
 from storage.ledger.planning import plan_in, reject_in, reject_unread_in
 from storage.records import ArchiveFile, FrameRange, Sampling, TaskState, VideoInfo
@@ -117,14 +117,16 @@ def finish_probed(engine: Engine) -> list[int]:
                 ~waits,
             )
         ).all()
-    for job_id in found:
-        _reject_failed(engine, job_id)
-        finish_planning(engine, job_id)
-    return list(found)
+    return [job_id for job_id in found if _finish(engine, job_id)]
 
 
-def _reject_failed(engine: Engine, job_id: int) -> None:
+def _finish(engine: Engine, job_id: int) -> bool:
+    """Finish the job's planning unless files were added to it meanwhile."""
     with writing(engine) as connection:
+        lock_job(connection, job_id)
+        added = exists().where(still_open(probes), probes.c.job_id == job_id)
+        if connection.scalar(select(added)):
+            return False
         failed = connection.execute(
             select(probes.c.path_raw, probes.c.error_kind, probes.c.error).where(
                 probes.c.job_id == job_id, probes.c.state == TaskState.FAILED
@@ -132,3 +134,5 @@ def _reject_failed(engine: Engine, job_id: int) -> None:
         ).all()
         for row in failed:
             reject_unread_in(connection, job_id, row.path_raw, row.error_kind, row.error)
+        finish_planning_in(connection, job_id)
+    return True
