@@ -152,11 +152,17 @@ class Archive:
         return flags.flagged(self.engine, self.job(job).id)
 
     def highlights(
-        self, label: str, *, top: int = 10, pad_s: float = 0, job: int | None = None
+        self,
+        label: str,
+        *,
+        top: int = 10,
+        pad_s: float = 0,
+        least: float = highlights.LEAST,
+        job: int | None = None,
     ) -> list[Cut]:
-        """The label's best moments as cuts, the surest first."""
+        """The label's best moments as cuts, the surest first, none below this confidence."""
         return highlights.highlights(
-            self.engine, self.job(job).id, label, top=top, pad_us=round(pad_s * 1e6)
+            self.engine, self.job(job).id, label, top=top, pad_us=round(pad_s * 1e6), least=least
         )
 
     def search(

@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from nightreel.cli.output import counted
 from storage.exits import ExitCode
 
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg2video", "mpeg4", "prores")
@@ -120,7 +121,7 @@ def _archive(paths: Sequence[str]) -> Finding:
         return Finding("archive", False, str(error), ExitCode.USAGE)
     unreadable = [file for file in files if isinstance(file, Unreadable)]
     size = sum(file.size_bytes for file in files if not isinstance(file, Unreadable))
-    said = f"{len(files)} files, {size / 1e9:.1f} GB"
+    said = f"{counted(len(files), 'file')}, {size / 1e9:.1f} GB"
     if unreadable:
         first = shown_path(os.fsencode(unreadable[0].path))
         said += f"; {len(unreadable)} unreadable, first {first}"

@@ -76,6 +76,7 @@ def _feeder(
         job_id=job_id,
         name=f"{socket.gethostname()}:{secrets.token_hex(4)}",
         resting=lambda: is_resting(shared),
+        waiting=shared.waiting,
     )
 
 

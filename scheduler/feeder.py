@@ -34,9 +34,13 @@ log = logging.getLogger(__name__)
 
 BROKER_REST_S = 2.0
 LEAD = "scheduler"
-PROBES_SHARE = 4
-"""Files in the queue to be probed are at most this part of the window: as many as there are worker
-processes, so that planning runs ahead of work and a slow disk does not take all workers."""
+PROBES_SHARE = 8
+"""Files in the queue to be probed are at most this part of the window, which is four tasks a worker
+process: planning runs ahead of work, and a slow disk takes half the workers at most."""
+CLOSED_AT_ONCE = 100
+PUBLISH_TIMEOUT_S = 5
+"""A Redis that does not answer holds up the scheduler no longer than this; workers wait longer,
+since they wait for messages."""
 
 
 class QueueUnavailable(Exception):
@@ -49,6 +53,8 @@ Publish = Callable[[str, Sequence[int]], None]
 
 def publisher(app: Celery) -> Publish:
     """Return what sends ids to the queue; it raises QueueUnavailable where it cannot."""
+    options = app.conf.broker_transport_options
+    app.conf.broker_transport_options = {**options, "socket_timeout": PUBLISH_TIMEOUT_S}
 
     def publish(name: str, ids: Sequence[int]) -> None:
         try:
@@ -107,25 +113,29 @@ class Feeder:
         job_id: int | None = None,
         name: str = "",
         resting: Callable[[], bool] = lambda: False,
+        waiting: Callable[[], int | None] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Feeds all submitted jobs, or `job_id` alone. Of several that feed all, one leads: each
         has a `name` of its own. `resting` says whether the workers' API is away, so that tasks are
-        better kept."""
+        better kept; `waiting` how many messages the queue holds, None where it cannot be asked."""
         self._engine = engine
         self._publish = publish
         self._settings = settings
         self._job_id = job_id
         self._name = name
         self._resting = resting
+        self._waiting = waiting
         self._clock = clock
         self._next_sweep = clock()
+        if job_id is None:
+            self._let_workers_speak()
         self._rest_until = 0.0
         self.leads = False
         """Whether this one leads, or led when it asked last."""
 
     def step(self) -> int:
-        """Sweep if it is time, close, feed once; return the number of messages published.
+        """Sweep if it is time, feed once, close; return the number of messages published.
 
         Raises DatabaseUnavailable at once, so that an outage is noticed: see `run`.
         """
@@ -139,10 +149,12 @@ class Feeder:
             for job_id in ledger.finish_probed(self._engine):
                 with logs.about(job=job_id):
                     log.info("all files are probed")
-        for closed in ledger.close_finished(self._engine, self._job_id):
+        published = self._feed()
+        # Last, and not all at once: scenes take a while, and workers shall not wait for them.
+        for closed in ledger.close_finished(self._engine, self._job_id, CLOSED_AT_ONCE):
             with logs.about(job=closed.job_id, video=closed.video_id):
                 log.info("the video is %s", closed.state)
-        return self._feed(now)
+        return published
 
     def _leads(self) -> bool:
         if self._job_id is not None:
@@ -151,17 +163,17 @@ class Feeder:
         leads = ledger.lead(self._engine, LEAD, self._name, lease_s)
         if leads != self.leads:
             self.leads = leads
-            self._let_workers_speak()
             log.info("this scheduler leads" if leads else "another scheduler leads; waiting")
         return leads
 
     def _let_workers_speak(self) -> None:
         """Sweep later: while the database was away nobody could extend a lease, and workers that
-        live shall do so before theirs count as run out. Whoever begins to lead cannot know."""
+        live shall do so before theirs count as run out. Whoever starts cannot know."""
         self._next_sweep = self._clock() + self._settings.queued_timeout_s
 
     def _sweep(self) -> None:
-        swept = ledger.sweep(self._engine, self._settings.queued_timeout_s)
+        timeout_s = self._settings.queued_timeout_s
+        swept = ledger.sweep(self._engine, timeout_s, waiting=self._waiting())
         if swept.expired or swept.unqueued or swept.failed:
             log.info(
                 "swept: %d leases expired, %d messages unanswered, %d failed",
@@ -170,20 +182,21 @@ class Feeder:
                 swept.failed,
             )
 
-    def _feed(self, now: float) -> int:
-        if now < self._rest_until:
-            return 0
+    def _feed(self) -> int:
         published = 0
-        if self._job_id is None:
+        if self._job_id is None and self._reachable():
             most = max(1, self._settings.window // PROBES_SHARE)
             probe_ids = ledger.feed_probes(self._engine, most)
-            published += self._send(PROBE_FILE, probe_ids, probes, now)
-        if self._resting():
-            return published
-        task_ids = ledger.feed(self._engine, self._settings.window, self._job_id)
-        return published + self._send(CLASSIFY_RANGE, task_ids, tasks, now)
+            published += self._send(PROBE_FILE, probe_ids, probes)
+        if self._reachable() and not self._resting():
+            task_ids = ledger.feed(self._engine, self._settings.window, self._job_id)
+            published += self._send(CLASSIFY_RANGE, task_ids, tasks)
+        return published
 
-    def _send(self, name: str, ids: Sequence[int], table: Table, now: float) -> int:
+    def _reachable(self) -> bool:
+        return self._clock() >= self._rest_until
+
+    def _send(self, name: str, ids: Sequence[int], table: Table) -> int:
         if not ids:
             return 0
         try:
@@ -191,7 +204,7 @@ class Feeder:
         except QueueUnavailable as error:
             log.warning("%s; %d messages wait in the ledger", error, len(ids))
             ledger.unqueue(self._engine, ids, table)
-            self._rest_until = now + BROKER_REST_S
+            self._rest_until = self._clock() + BROKER_REST_S
             return 0
         return len(ids)
 
@@ -208,6 +221,11 @@ class Feeder:
                 self._let_workers_speak()
                 if health is not None:
                     health.troubled(str(error))
+            except Exception as error:
+                # Whatever it is, it is no reason to leave all jobs alone.
+                log.exception("a step of the scheduler failed")
+                if health is not None:
+                    health.troubled(f"{type(error).__name__}: {error}")
             else:
                 if away:
                     log.info("the database is back")

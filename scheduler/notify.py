@@ -1,34 +1,41 @@
 """Webhooks: the outbox's events to those who asked for them, signed, at least once.
 
-A receiver is unknown and perhaps hostile: it is given a bounded time, its answer is not read, its
-redirects lead nowhere, and of its address, which may hold a secret, logs show host and scheme.
+A receiver is unknown and perhaps hostile: all of a delivery, from its name's address to its answer,
+is given one bounded time; of the answer the status alone is read, redirects lead nowhere, and of
+its address, which may hold a secret, logs show host and scheme.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import random
+import re
+import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from urllib.parse import urlsplit
 
-import requests
 from sqlalchemy import Engine
 
 from storage.database import DatabaseError, with_retries
-from storage.ledger.events import Event, delivered, give_up, put_off, take_event
+from storage.ledger.events import Event, delivered, give_up, put_off, take_events
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """Seconds between looks at the outbox."""
-TIMEOUT_S = (5.0, 10.0)
-"""To connect, and to wait for the next byte."""
+AT_ONCE = 16
+"""Receivers that are told at the same time: one that is away holds up none of them."""
 DEADLINE_S = 20.0
-"""For a whole delivery: a receiver may drip."""
+"""For a whole delivery: a receiver may hang or drip."""
+SECOND_ADDRESS_S = 1.0
+"""How long a host's address may take to be reached before its next is tried besides."""
 HOLD_S = 120.0
 """How long an event is nobody else's: well beyond a delivery and a blip of the database."""
 ATTEMPTS = 34
@@ -39,13 +46,17 @@ GONE = 410
 """The one answer that says never to come again."""
 LONGEST_URL = 2000
 
+_STATUS = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r\n]")
+_HOST = re.compile(r"(\w+://)(?:[^/?#]*@)?([^/?#]*)")
 
-class NotDelivered(Exception):
+
+@dataclass(frozen=True, slots=True)
+class NotDelivered:
     """The receiver did not accept the event."""
 
-    def __init__(self, why: str, *, final: bool = False) -> None:
-        super().__init__(why)
-        self.final = final
+    why: str
+    """In words that hold no address."""
+    final: bool = False
 
 
 def check_url(url: str) -> None:
@@ -78,7 +89,7 @@ def signature(secret: str, timestamp: int, body: bytes) -> str:
 
 
 class Notifier:
-    """Delivers due events, one after the other. Several may run: an event is one's at a time."""
+    """Delivers due events, one a receiver at a time. Several may run: an event is one's."""
 
     def __init__(
         self,
@@ -93,32 +104,40 @@ class Notifier:
         self._uniform = uniform
 
     def run(self, stop: threading.Event) -> None:
-        """Deliver until `stop` is set. A database that is away is waited for."""
+        """Deliver until `stop` is set, whatever goes wrong: each trouble is logged once, and a
+        database that is away is waited for."""
+        trouble = ""
         while not stop.is_set():
             try:
                 while not stop.is_set() and self.step():
                     pass
-            except DatabaseError as error:
-                log.warning("webhooks wait: %s", error)
+                trouble = ""
+            except Exception as error:
+                before, trouble = trouble, f"{type(error).__name__}: {error}"
+                if trouble != before and isinstance(error, DatabaseError):
+                    log.warning("webhooks wait: %s", error)
+                elif trouble != before:
+                    log.exception("webhooks go on after what was not foreseen")
             stop.wait(LOOK_S)
 
     def step(self) -> bool:
-        """Try to deliver one due event; False where none is due."""
-        event = take_event(self._engine, HOLD_S)
-        if event is None:
+        """Try to deliver the events that have been due longest, one a receiver and all at once;
+        False where none is due. Takes `DEADLINE_S` at most, unless the name service takes longer to
+        give up on a name."""
+        events = take_events(self._engine, HOLD_S, AT_ONCE)
+        if not events:
             return False
-        try:
-            self._deliver(event)
-        except NotDelivered as error:
-            self._tried_in_vain(event, error)
-        else:
-            with_retries(lambda: delivered(self._engine, event.id), deadline_s=HOLD_S / 2)
-            log.info("job %d: %s was told of its end", event.job_id, _shown(event.url))
+        for event, outcome in zip(events, asyncio.run(self._deliver_all(events)), strict=True):
+            if outcome is None:
+                with_retries(partial(delivered, self._engine, event.id), deadline_s=HOLD_S / 2)
+                log.info("job %d: %s was told of its end", event.job_id, _shown(event.url))
+            else:
+                self._tried_in_vain(event, outcome)
         return True
 
-    def _tried_in_vain(self, event: Event, error: NotDelivered) -> None:
-        why = str(error)
-        if error.final or event.attempts >= ATTEMPTS:
+    def _tried_in_vain(self, event: Event, outcome: NotDelivered) -> None:
+        why = outcome.why
+        if outcome.final or event.attempts >= ATTEMPTS:
             with_retries(lambda: give_up(self._engine, event.id, why))
             log.error(
                 "job %d: %s is not told of its end, given up after %d attempts: %s",
@@ -133,59 +152,73 @@ class Notifier:
             *(event.job_id, _shown(event.url), delay_s, why),
         )
 
-    def _deliver(self, event: Event) -> None:
-        """Post the event. Raises NotDelivered unless the receiver says 2xx in time."""
-        body = event.body.encode()
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "nightreel",
-            "Nightreel-Event-Id": event.id,
-        }
-        if self._secret is not None:
-            headers["Nightreel-Signature"] = signature(self._secret, int(time.time()), body)
-        outcome: list[int | str] = []
-        # The library's timeouts are between bytes; a receiver that drips is left to its own thread.
-        posting = threading.Thread(
-            target=lambda: outcome.append(_post(event.url, body, headers)), daemon=True
-        )
-        posting.start()
-        posting.join(DEADLINE_S)
-        answer = outcome[0] if outcome else f"no answer within {DEADLINE_S:g} s"
-        if isinstance(answer, str):
-            raise NotDelivered(answer)
-        if not 200 <= answer < 300:
-            raise NotDelivered(f"it answers {answer}", final=answer == GONE)
+    async def _deliver_all(self, events: Sequence[Event]) -> list[NotDelivered | None]:
+        return await asyncio.gather(*map(self._deliver, events))
+
+    async def _deliver(self, event: Event) -> NotDelivered | None:
+        """Post the event; None if the receiver says 2xx in time, else what it did instead."""
+        try:
+            body = event.body.encode()
+            headers = {"Content-Type": "application/json", "Nightreel-Event-Id": event.id}
+            if self._secret is not None:
+                headers["Nightreel-Signature"] = signature(self._secret, int(time.time()), body)
+            async with asyncio.timeout(DEADLINE_S):
+                status = await _post(event.url, body, headers)
+        except TimeoutError:
+            return NotDelivered(f"no answer within {DEADLINE_S:g} s")
+        except ssl.SSLError:
+            return NotDelivered("TLS failed")
+        except OSError:
+            return NotDelivered("connection refused, reset or name unknown")
+        except Exception as error:  # noqa: BLE001 - one event must not hold up the others
+            return NotDelivered(f"the request failed ({type(error).__name__})")
+        if 200 <= status < 300:
+            return None
+        return NotDelivered(f"it answers {status}", final=status == GONE)
 
 
-def _post(url: str, body: bytes, headers: dict[str, str]) -> int | str:
-    """The status of the answer, or why there is none, in words that hold no address."""
+async def _post(url: str, body: bytes, headers: Mapping[str, str]) -> int:
+    """The status of the answer, whose rest is not read. Raises OSError, and ValueError where the
+    address cannot be one or the answer is not HTTP."""
+    check_url(url)
+    parts = urlsplit(url)
+    secure = parts.scheme == "https"
+    query = f"?{parts.query}" if parts.query else ""
+    reader, writer = await asyncio.open_connection(
+        parts.hostname,
+        parts.port or (443 if secure else 80),
+        ssl=secure or None,
+        happy_eyeballs_delay=SECOND_ADDRESS_S,
+    )
     try:
-        with requests.Session() as session:
-            session.auth = _no_credentials
-            with session.post(
-                url,
-                data=body,
-                headers=headers,
-                timeout=TIMEOUT_S,
-                allow_redirects=False,
-                stream=True,  # so that the body of the answer stays unread
-            ) as answer:
-                return answer.status_code
-    except requests.exceptions.Timeout:
-        return "no answer in time"
-    except requests.exceptions.SSLError:
-        return "TLS failed"
-    except requests.exceptions.ConnectionError:
-        return "connection refused, reset or name unknown"
-    except (requests.exceptions.RequestException, ValueError) as error:
-        return f"the request failed ({type(error).__name__})"
+        lines = [
+            f"POST {parts.path or '/'}{query} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "User-Agent: nightreel",
+            "Connection: close",
+            f"Content-Length: {len(body)}",
+            *(f"{name}: {value}" for name, value in headers.items()),
+        ]
+        writer.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
+        await writer.drain()
+        return await _status(reader)
+    finally:
+        writer.transport.abort()
 
 
-def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """In place of what a .netrc would add."""
-    return request
+async def _status(reader: asyncio.StreamReader) -> int:
+    """The status of an answer, interim ones (1xx) passed over."""
+    while line := await reader.readline():
+        said = _STATUS.match(line)
+        if said is None:
+            raise ValueError("that is not HTTP")
+        if (status := int(said[1])) >= 200:
+            return status
+        while (await reader.readline()).strip():
+            pass
+    raise ConnectionResetError("the connection ended before an answer")
 
 
 def _shown(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    parts = _HOST.match(url)
+    return "".join(parts.groups()) if parts else "an address that cannot be one"

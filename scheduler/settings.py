@@ -19,8 +19,8 @@ class SchedulerSettings(BaseSettings):
     window: int = Field(
         default=64,
         ge=1,
-        description="most tasks queued or running at once, 4 a worker process; beside them a "
-        "quarter as many files to be probed",
+        description="most tasks queued or running at once, 4 a worker process; beside them an "
+        "eighth as many files to be probed",
     )
     feed_interval_s: float = Field(default=0.5, gt=0, description="seconds between feeds")
     sweep_interval_s: float = Field(default=10.0, gt=0, description="seconds between sweeps")

@@ -56,7 +56,7 @@ def _execute_many(
         column.tolist() if isinstance(column, np.ndarray) else repeat(column, count)
         for column in part.values()
     )
-    with _by_driver(connection, statement) as driver:
+    with by_driver(connection, statement) as driver:
         driver.executemany(statement, zip(*values, strict=True))
 
 
@@ -76,7 +76,7 @@ def _copy(
         rows[name] = values
     statement = f"COPY {table.name} ({', '.join(part)}) FROM STDIN (FORMAT BINARY)"
     with (
-        _by_driver(connection, statement) as driver,
+        by_driver(connection, statement) as driver,
         driver.cursor() as cursor,
         cursor.copy(statement) as copy,
     ):
@@ -84,7 +84,7 @@ def _copy(
 
 
 @contextmanager
-def _by_driver(connection: Connection, statement: str) -> Iterator[Any]:
+def by_driver(connection: Connection, statement: str) -> Iterator[Any]:
     """The driver's own connection, in the same transaction; its errors as SQLAlchemy's."""
     dialect = connection.dialect
     error_type = dialect.loaded_dbapi.Error

@@ -17,6 +17,9 @@ from storage.schema import job_videos, predictions
 SLOPE = 0.5
 """A peak reaches on both sides as far as the label keeps this share of its height."""
 
+LEAST = 0.5
+"""Peaks below this confidence are no highlights: other labels together are likelier there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -40,10 +43,11 @@ def highlights(
     *,
     top: int = 10,
     pad_us: int = 0,
+    least: float = LEAST,
     video_ids: Sequence[int] | None = None,
 ) -> list[Cut]:
     """The label's best cuts in the job's videos, or in some of them: the highest peak first, and of
-    equal peaks the one with the higher mean.
+    equal peaks the one with the higher mean. Peaks below a confidence of `least` are left out.
 
     Each is widened by `pad_us` on both sides, within its video; cuts that then touch are one.
     Raises NoSuchLabel.
@@ -71,6 +75,7 @@ def highlights(
                     end_us=min(cut.end_us + pad_us, duration_us),
                 )
                 for cut in _peaks(video_id, samples, samples.curve(position))
+                if cut.peak >= least
             )
             found += _merged(padded)
     found.sort(key=lambda cut: (-cut.peak, -cut.confidence, cut.video_id, cut.start_us))

@@ -60,7 +60,8 @@ def best_products(
         np.matmul(widened[stacked : len(part)], factor, out=found[rest])
     if len(squares) == len(vectors):
         return found
-    return found.reshape(len(vectors), -1, len(directions)).max(axis=1)
+    best: npt.NDArray[Wide] = found.reshape(len(vectors), -1, len(directions)).max(axis=1)
+    return best
 
 
 def best_labels(similarity: Single, top_n: int) -> tuple[Positions, Single, Single]:

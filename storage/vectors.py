@@ -3,7 +3,7 @@ committed in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection, Engine, Select, select
 
+from storage.bulk import by_driver
 from storage.database import reading, writing
 from storage.dialect import insert
 from storage.records import Fit, Sampling
@@ -90,14 +91,12 @@ def _rows() -> Select[int, str, str, int, bytes, bytes]:
 def _by_video(
     connection: Connection, query: Select[int, str, str, int, bytes, bytes]
 ) -> Iterator[VideoVectors]:
-    with _fetching_binary(connection):
-        result = connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE))
-    with result as rows:
+    with _fetched(connection, query) as rows:
         for (video_id, sampling, fit), of_video in groupby(rows, key=lambda row: tuple(row[:3])):
             times, vectors, after = [], [], -1
-            for row in of_video:
-                found = np.frombuffer(row.times, dtype="<i8").reshape(-1, 4)
-                matrix = np.frombuffer(row.vectors, dtype="<f2").reshape(-1, row.dimension)
+            for *_, dimension, times_of_range, vectors_of_range in of_video:
+                found = np.frombuffer(times_of_range, dtype="<i8").reshape(-1, 4)
+                matrix = np.frombuffer(vectors_of_range, dtype="<f2").reshape(-1, dimension)
                 # Ranges that were cut elsewhere by another job may overlap.
                 if found[0, BUCKET] < after:
                     fresh = found[:, BUCKET] >= after
@@ -112,43 +111,51 @@ def _by_video(
 
 
 @contextmanager
-def _fetching_binary(connection: Connection) -> Iterator[None]:
-    """What is executed within has PostgreSQL send bytes as they are: as hexadecimal text, its
-    default, they take six times as long."""
+def _fetched(
+    connection: Connection, query: Select[*tuple[Any, ...]]
+) -> Iterator[Iterable[Sequence[Any]]]:
+    """Rows of a query of `_rows`, some megabytes of which are in memory at once."""
     if connection.dialect.name != "postgresql":
-        yield
+        with connection.execute(query.execution_options(yield_per=_ROWS_AT_ONCE)) as rows:
+            yield rows
         return
-    driver: Any = connection.connection.driver_connection
-    usual = driver.server_cursor_factory
-
-    def binary(*where: Any, **how: Any) -> Any:
-        cursor = usual(*where, **how)
-        cursor.format = connection.dialect.loaded_dbapi.pq.Format.BINARY
-        return cursor
-
-    driver.server_cursor_factory = binary
-    try:
-        yield
-    finally:
-        driver.server_cursor_factory = usual
+    # Not a cursor: the server sends a copy on and on, and its bytes as they are. One that is left
+    # early is cancelled, which the transaction survives by its savepoint.
+    compiled = query.compile(
+        dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
+    )
+    statement = f"COPY ({compiled}) TO STDOUT (FORMAT BINARY)"
+    with (
+        connection.begin_nested(),
+        by_driver(connection, statement) as driver,
+        driver.cursor() as cursor,
+        cursor.copy(statement, compiled.params) as copy,
+    ):
+        copy.set_types(["int8", "text", "text", "int4", "bytea", "bytea"])
+        yield copy.rows()
 
 
 @contextmanager
 def ahead(stored: Iterable[VideoVectors]) -> Iterator[Iterator[VideoVectors]]:
     """The same, each video fetched in a thread of its own while the one before is worked on.
 
-    The connection is the thread's until the context ends.
+    Its connection must not be used before the context ends.
     """
     videos = iter(stored)
-    with ThreadPoolExecutor(1, "vectors") as thread:
 
-        def fetched() -> Iterator[VideoVectors]:
+    def fetched() -> Iterator[VideoVectors]:
+        coming = thread.submit(next, videos, None)
+        while (video := coming.result()) is not None:
             coming = thread.submit(next, videos, None)
-            while (video := coming.result()) is not None:
-                coming = thread.submit(next, videos, None)
-                yield video
+            yield video
 
-        yield fetched()
+    try:
+        with ThreadPoolExecutor(1, "vectors") as thread:
+            yield fetched()
+    finally:
+        # What is left unread would hold the connection.
+        if isinstance(videos, Generator):
+            videos.close()
 
 
 def text_vector(engine: Engine, model: str, text: str) -> npt.NDArray[np.float32] | None:

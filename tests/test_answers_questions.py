@@ -94,7 +94,7 @@ def test_the_find_command(engine: Engine, database_url: str) -> None:
             "total_s": 5.0, "share": 0.625, "scenes": 1, "longest_s": 5.0, "peak": 0.95,
         }
     ]  # fmt: skip
-    assert "1 of the job's videos are not all analysed" in said
+    assert "1 of the job's videos is not all analysed" in said
     assert asked(database_url, "find", "winter", "--min", "1min")[1] == []
 
 
@@ -154,7 +154,7 @@ def curve(engine: Engine, *shares: float) -> int:
 def test_highlights_are_the_peaks_of_a_curve(engine: Engine) -> None:
     """A cut reaches down to half of its peak; higher peaks come first."""
     job = curve(engine, 0.1, 0.2, 0.6, 0.9, 0.5, 0.1, 0.1, 0.7, 0.2, 0.0, 0.0, 0.3)
-    cuts = highlights(engine, job, "winter", top=3)
+    cuts = highlights(engine, job, "winter", top=3, least=0.3)
     assert [(c.start_us // SECOND, c.end_us // SECOND, c.peak) for c in cuts] == [
         (2, 5, 0.9),
         (7, 8, 0.7),
@@ -163,6 +163,18 @@ def test_highlights_are_the_peaks_of_a_curve(engine: Engine) -> None:
     assert cuts[0].peak_us == 3 * SECOND + 5
     assert cuts[0].confidence == pytest.approx((0.6 + 0.9 + 0.5) / 3)
     assert len(highlights(engine, job, "winter", top=1)) == 1
+
+
+def test_weak_peaks_are_no_highlights(engine: Engine, database_url: str) -> None:
+    """A cut needs a peak of the least confidence, and a weak one lengthens no other by touching it;
+    where none has it, the highest is told."""
+    job = curve(engine, 0.4, 0.1, 0.9, 0.1, 0.1)
+    (cut,) = highlights(engine, job, "winter", pad_us=SECOND)
+    assert (cut.start_us // SECOND, cut.end_us // SECOND, cut.peak) == (1, 4, 0.9)
+    assert len(highlights(engine, job, "winter", least=0.1)) > 1
+    code, rows, said = asked(database_url, "highlights", "--label", "winter", "--least", "0.95")
+    assert (code, rows) == (0, [])
+    assert "no peak reaches a confidence of 0.95: its highest is 0.90" in said
 
 
 def test_padded_highlights_that_touch_are_one(engine: Engine) -> None:
@@ -283,6 +295,20 @@ def test_search_finds_the_nearest_moments(engine: Engine) -> None:
         np.sort(scores)[::-1][:20].tolist(), abs=1e-5
     )
     assert {first, second} >= {hit.video_id for hit in plain}
+
+
+def test_vectors_may_be_left_unread(engine: Engine) -> None:
+    """A reading that is left early, by choice or by an error, leaves its transaction usable."""
+    planned_job = planned(engine, 60, 60)
+    job = done(engine, planned_job.job_id, directions(3, 2))
+    with reading(engine) as connection:
+        assert next(vectors.of_model(connection, job.model)).video_id == planned_job.video_ids[0]
+        with pytest.raises(ValueError, match="reshape"):
+            search(vectors.of_model(connection, job.model), np.ones(7, np.float32))
+        with vectors.ahead(vectors.of_model(connection, job.model)) as videos:
+            next(videos)
+        with vectors.ahead(vectors.of_model(connection, job.model)) as videos:
+            assert [one.video_id for one in videos] == planned_job.video_ids
 
 
 def test_search_by_a_moment_needs_no_api(engine: Engine, database_url: str) -> None:

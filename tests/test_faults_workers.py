@@ -169,11 +169,10 @@ def _in_a_transaction(farm: Farm) -> bool:
     return bool(found and found[0])
 
 
-@pytest.mark.parametrize("how", [{}, {"REMAP_SIGTERM": "SIGQUIT"}], ids=["warm", "soft"])
-def test_a_worker_asked_to_end_finishes_what_it_holds(farm: Farm, how: dict[str, str]) -> None:
+def test_a_worker_asked_to_end_finishes_what_it_holds(farm: Farm) -> None:
     """SIGTERM in the middle of work costs no attempt and no call, and the worker ends with 0."""
     farm.scheduler()
-    leaving = [farm.workers("one", **how), farm.workers("two", **how)]
+    leaving = [farm.workers("one"), farm.workers("two")]
     farm.workers("stays")
     farm.until_at_work(*leaving)
     for one in leaving:

@@ -39,6 +39,7 @@ from storage.labels import label_set
 from storage.ledger import IncompatiblePlan, JobState, NoSuchJob
 from storage.records import ArchiveFile, Gap, GapKind, TaskState, VideoState
 from storage.schema import embeddings, gaps, job_videos, predictions, samples, scenes, tasks, usage
+from storage.schema import jobs as jobs_table
 
 
 def count(engine: Engine, table: Table) -> int:
@@ -534,6 +535,16 @@ def test_a_wiped_queue_heals(engine: Engine) -> None:
     assert work(engine) == 3
 
 
+@pytest.mark.parametrize("waiting", [3, None])
+def test_messages_that_wait_are_not_sent_again(engine: Engine, waiting: int | None) -> None:
+    """While the queue holds all that is queued, or cannot be asked, nothing is lost: without
+    workers it would pile up."""
+    planned(engine, 3 * RANGE)
+    ledger.feed(engine, 3)
+    assert ledger.sweep(engine, -1, waiting=waiting).unqueued == 0
+    assert ledger.sweep(engine, -1, waiting=2).unqueued == 3
+
+
 def test_a_lost_worker_gives_its_task_back(engine: Engine) -> None:
     """An expired lease is swept back to pending; the attempt stays spent."""
     planned(engine, RANGE)
@@ -690,6 +701,26 @@ def test_a_video_is_closed_when_its_rows_say_so(engine: Engine) -> None:
     assert status.covered_us == status.duration_us
 
 
+@pytest.mark.expects_error_log("cannot be closed")
+def test_a_video_that_cannot_be_closed_holds_up_no_other(engine: Engine) -> None:
+    """It stays open and is told in the log; jobs of this release go on."""
+    broken, whole = (planned(engine, RANGE, key=key) for key in ("broken", "whole"))
+    work(engine)
+    with writing(engine) as connection:
+        connection.execute(
+            update(jobs_table).where(jobs_table.c.id == broken.job_id).values(sampling="odd@?")
+        )
+    closed = ledger.close_finished(engine)
+    assert [one.job_id for one in closed] == [whole.job_id]
+
+
+def test_many_videos_are_closed_a_few_at_a_time(engine: Engine) -> None:
+    """So that workers wait for work no longer than that takes."""
+    planned(engine, RANGE, RANGE, RANGE)
+    work(engine)
+    assert [len(ledger.close_finished(engine, limit=2)) for _ in range(3)] == [2, 1, 0]
+
+
 def test_closers_at_once_close_once(engine: Engine) -> None:
     """Each video is reported closed by one of several closers, and its scenes are there once."""
     planned(engine, *[RANGE] * 6)
@@ -716,7 +747,7 @@ def test_a_job_stays_open_while_it_is_planned(engine: Engine) -> None:
     ledger.finish_planning(engine, job.id)
     ledger.close_finished(engine)
     assert ledger.status(engine, job.id).finished
-    assert not ledger.open_job(engine, spec()).created
+    assert not ledger.open_job(engine, spec(), files=()).created
     assert not ledger.status(engine, job.id).finished
     add_video(engine, job.id, "b", RANGE)
     ledger.finish_planning(engine, job.id)
@@ -817,7 +848,7 @@ def test_the_hot_queries_use_their_indexes(engine: Engine) -> None:
     assert_no_scan(explained(engine, lambda: ledger.claim(engine, fed, "w", 60)))
     assert_no_scan(explained(engine, lambda: ledger.heartbeat(engine, fed, claim.fence, 60)))
     plans = explained(engine, lambda: ledger.sweep(engine, 120))
-    assert plans.count("ix_tasks_in_flight") == 2
+    assert plans.count("ix_tasks_in_flight") == 3
     assert_no_scan(plans)
     plans = explained(engine, lambda: ledger.close_finished(engine))
     assert "ix_tasks_open" in plans

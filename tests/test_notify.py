@@ -8,13 +8,16 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,13 +26,14 @@ from typing import Any
 import pytest
 import redis
 import rows
+from conftest import missing
 from sqlalchemy import Engine, insert, select, update
 
 from scheduler import notify
 from scheduler.notify import ATTEMPTS, BACKOFF_BASE_S, BACKOFF_CAP_S, Notifier, check_url, signature
 from storage.database import connect, reading, writing
 from storage.dialect import Now
-from storage.ledger.events import EventState, delivered, job_closed, put_off, take_event
+from storage.ledger.events import EventState, delivered, job_closed, put_off, take_events
 from storage.records import TaskState, VideoState
 from storage.schema import events, job_videos, jobs, probes, tasks
 
@@ -68,6 +72,13 @@ class Receiver:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/hook/token?secret=s"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def speak_tls(self, certificate: Path, key: Path) -> None:
+        """From now on: with this certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = self.url.replace("http:", "https:")
 
     def close(self) -> None:
         """Stop answering: the port is closed."""
@@ -365,47 +376,177 @@ def test_a_receiver_that_stays_away_is_given_up_after_a_day(
     engine.dispose()
 
 
-@pytest.mark.parametrize("how", ["hangs", "drips", "dies", "is not HTTP"])
+def sockets() -> int:
+    """Sockets that this process holds open."""
+    held = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            held += os.readlink(descriptor).startswith("socket:")
+    return held
+
+
+DRIPS = {
+    "drips a status": ("http", b"", b"H"),
+    "drips headers": ("http", b"HTTP/1.1 100 Continue\r\n", b"X"),
+    "drips interim answers": ("http", b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "drips TLS": ("https", b"\x16\x03\x03\x40\x00", b"\x00"),
+    "hangs": ("http", b"", b""),
+    "hangs in TLS": ("https", b"", b""),
+}
+ENDS = {
+    "dies": ("http", b"", "connection refused, reset or name unknown"),
+    "is not HTTP": ("http", b"\x00\xff nonsense\r\n\r\n", "the request failed (ValueError)"),
+    "is a line without end": ("http", b"H" * 100_000, "the request failed (ValueError)"),
+    "speaks no TLS": ("https", b"HTTP/1.1 200 OK\r\n\r\n", "TLS failed"),
+}
+
+
+@pytest.mark.parametrize("how", [*DRIPS, *ENDS])
 def test_a_hostile_receiver_is_left_in_time(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Silence, an answer byte by byte, a cut connection and nonsense all end within the deadline,
-    and are tried again."""
-    monkeypatch.setattr(notify, "TIMEOUT_S", (5.0, 0.5 if how == "hangs" else 5.0))
-    monkeypatch.setattr(notify, "DEADLINE_S", 1.0 if how == "drips" else 20.0)
-    engine, done = connect(sqlite_url), threading.Event()
+    """Silence, an answer byte by byte, a cut connection and nonsense all end by the deadline, leave
+    neither a thread nor a socket behind, and are tried again."""
+    engine, gone = connect(sqlite_url), threading.Event()
+    if how in DRIPS:
+        monkeypatch.setattr(notify, "DEADLINE_S", 0.5)
+        (scheme, first, then), error = DRIPS[how], "no answer within 0.5 s"
+    else:
+        (scheme, first, error), then = ENDS[how], None
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def receive() -> None:
             client, _ = server.accept()
-            with client:
+            with client, suppress(ConnectionError):
                 client.recv(65536)
-                if how == "hangs":
-                    done.wait(30)
-                elif how == "is not HTTP":
-                    client.sendall(b"\x00\xff nonsense\r\n\r\n")
-                while how == "drips" and not done.wait(0.05):
-                    client.sendall(b"H")
+                client.sendall(first)
+                while then is not None and not gone.wait(0.02):
+                    client.sendall(then)
 
-        thread = threading.Thread(target=receive)
-        thread.start()
-        with_event(engine, f"http://127.0.0.1:{server.getsockname()[1]}/")
+        with_event(engine, f"{scheme}://127.0.0.1:{server.getsockname()[1]}/")
+        threads, held = set(threading.enumerate()), sockets()
+        receiving = threading.Thread(target=receive)
+        receiving.start()
         began = time.monotonic()
         Notifier(engine, None).step()
-        assert time.monotonic() - began < 20
-        done.set()
-        thread.join()
+        assert time.monotonic() - began < 10
+        assert set(threading.enumerate()) - threads <= {receiving}
+        gone.set()
+        receiving.join()
+        assert sockets() == held
     (event,) = stored(engine)
-    assert event.state == EventState.PENDING
-    assert (
-        event.error
-        == {
-            "hangs": "no answer in time",
-            "drips": "no answer within 1 s",
-            "dies": "connection refused, reset or name unknown",
-            "is not HTTP": "connection refused, reset or name unknown",
-        }[how]
-    )
+    assert (event.state, event.attempts, event.error) == (EventState.PENDING, 1, error)
+    engine.dispose()
+
+
+def test_a_receiver_that_is_away_holds_up_no_other(
+    engine: Engine, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of its events are due, one of them is tried at a time, and the others' are told
+    meanwhile."""
+    monkeypatch.setattr(notify, "DEADLINE_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as away:
+        for number in range(1, 101):
+            with_event(engine, f"http://127.0.0.1:{away.getsockname()[1]}/{number}", number)
+        with_event(engine, receiver.url, 101)
+        assert Notifier(engine, None).step()
+    assert [headers["Nightreel-Event-Id"] for _, headers, _ in receiver.got] == ["event-101"]
+    assert sum(event.attempts for event in stored(engine)) == 2
+
+
+def test_one_event_that_cannot_be_sent_holds_up_no_other(
+    sqlite_url: str, receiver: Receiver
+) -> None:
+    """An address that is none, however it came into the outbox, counts as tried in vain."""
+    engine = connect(sqlite_url)
+    with_event(engine, "http://[::1/token", 1)
+    with_event(engine, receiver.url, 2)
+    assert Notifier(engine, None).step()
+    first, second = stored(engine)
+    assert (first.state, first.error) == (EventState.PENDING, "the request failed (ValueError)")
+    assert second.state == EventState.DELIVERED
+    engine.dispose()
+
+
+@pytest.mark.expects_error_log("not foreseen")
+def test_a_notifier_outlives_whatever_goes_wrong(
+    sqlite_url: str,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What nobody foresaw is logged once however often it comes back, and deliveries go on."""
+    monkeypatch.setattr(notify, "LOOK_S", 0.01)
+    engine, stop, told = connect(sqlite_url), threading.Event(), threading.Event()
+    with_event(engine, receiver.url)
+    receiver.before_answering = lambda _: told.set()
+    failures = iter([RuntimeError("can't start new thread")] * 3)
+
+    class Failing(Notifier):
+        def step(self) -> bool:
+            for failure in failures:
+                raise failure
+            return super().step()
+
+    running = threading.Thread(target=Failing(engine, None).run, args=(stop,))
+    running.start()
+    assert told.wait(30)
+    stop.set()
+    running.join(30)
+    assert not running.is_alive()
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.exc_info is not None
+    assert stored(engine)[0].state == EventState.DELIVERED
+    engine.dispose()
+
+
+def test_a_request_says_what_is_documented_and_nothing_else(
+    sqlite_url: str, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No credentials of a .netrc, no way by a proxy; a host of two addresses is told at the one
+    that listens."""
+    engine = connect(sqlite_url)
+    (tmp_path / ".netrc").write_text("default login me password mine\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with_event(engine, receiver.url.replace("127.0.0.1", "localhost"))
+    Notifier(engine, SECRET).step()
+    ((path, headers, body),) = receiver.got
+    assert path == "/hook/token?secret=s"
+    assert headers.pop("Host").startswith("localhost:")
+    assert headers.pop("Nightreel-Signature")
+    assert headers == {
+        "User-Agent": "nightreel",
+        "Connection": "close",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Nightreel-Event-Id": "event-1",
+    }
+    engine.dispose()
+
+
+def test_a_receiver_with_tls_must_be_the_one_that_was_named(
+    sqlite_url: str, receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its certificate must be of an authority that the system knows; then the event is accepted."""
+    openssl = shutil.which("openssl") or missing("openssl")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", "/CN=receiver"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-out", str(certificate), "-keyout", str(key)]
+    subprocess.run(command, check=True, capture_output=True)
+    receiver.speak_tls(certificate, key)
+    engine = connect(sqlite_url)
+    with_event(engine, receiver.url)
+    Notifier(engine, None).step()
+    assert stored(engine)[0].error == "TLS failed"
+    assert receiver.got == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    let_delays_pass(engine)
+    Notifier(engine, None).step()
+    assert stored(engine)[0].state == EventState.DELIVERED
     engine.dispose()
 
 
@@ -465,11 +606,11 @@ def test_an_event_is_one_notifiers_at_a_time(engine: Engine, receiver: Receiver)
 def test_the_last_word_on_a_delivered_event_is_delivered(engine: Engine) -> None:
     """Whoever held the event for too long changes nothing about it any more."""
     event_id = with_event(engine, "http://receiver.example")
-    assert take_event(engine, 0) is not None
-    assert take_event(engine, 60) is not None
+    for hold_s in (0, 60):
+        assert [event.id for event in take_events(engine, hold_s, 1)] == [event_id]
     delivered(engine, event_id)
     put_off(engine, event_id, 0, "late")
-    assert take_event(engine, 60) is None
+    assert take_events(engine, 60, 1) == []
     (event,) = stored(engine)
     assert (event.state, event.attempts, event.error) == (EventState.DELIVERED, 2, None)
 

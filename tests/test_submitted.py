@@ -18,7 +18,7 @@ from storage.ledger import KeyTaken, ProbeClaim
 from storage.ledger.job import lock_job
 from storage.ledger.probes import _finish as finish_planning_of
 from storage.records import ArchiveFile, TaskState, VideoState
-from storage.schema import files, job_videos, probes, tasks
+from storage.schema import files, job_videos, jobs, leaders, probes, tasks
 from workers import probing
 from workers.probing import FileUnreadable, plan_file
 
@@ -97,6 +97,55 @@ def test_a_budget_stands_from_the_first_moment(engine: Engine) -> None:
     """It is written with the job, so that no worker calls before it is known."""
     job_id = submitted(engine, ArchiveFile("/a.mp4", 1, 1), max_calls=7)
     assert ledger.calls_left(engine, job_id) == 7
+
+
+def test_a_repeated_submission_gives_no_second_budget(engine: Engine) -> None:
+    """The same number again changes nothing; another one is a budget of its own, and opens a job
+    that had spent the last."""
+    job_id = submitted(engine, max_calls=10)
+    ledger.reserve_calls(engine, job_id, 6)
+    assert submitted(engine, max_calls=10) == job_id
+    assert ledger.calls_left(engine, job_id) == 4
+    ledger.pause_job(engine, job_id, ledger.BUDGET_SPENT, "spent")
+    submitted(engine, max_calls=20)
+    assert ledger.calls_left(engine, job_id) == 20
+    assert ledger.get_job(engine, job_id).state is ledger.JobState.RUNNING
+
+
+def test_what_is_not_given_again_stays(engine: Engine) -> None:
+    """A second submission without tag and priority keeps those of the first."""
+    submitted(engine, tag="a", priority=3)
+    job = ledger.get_job(engine, submitted(engine))
+    assert (job.tag, job.priority) == ("a", 3)
+
+
+def test_a_run_leaves_a_job_of_the_farm_alone(engine: Engine) -> None:
+    """Two that plan, feed and close one job would undo each other's work."""
+    submitted(engine)
+    with pytest.raises(KeyTaken, match="status 1 --wait"):
+        ledger.open_job(engine, spec())
+
+
+def test_a_pause_keeps_its_first_reason(engine: Engine) -> None:
+    """A worker that fails afterwards does not hide that a person paused the job."""
+    job_id = submitted(engine)
+    ledger.pause_job(engine, job_id, "by-hand", "paused by hand")
+    ledger.pause_job(engine, job_id, "api-refused", "no credits")
+    assert ledger.get_job(engine, job_id).pause_kind == "by-hand"
+
+
+def test_a_probe_of_a_later_release_is_left_alone(engine: Engine) -> None:
+    """A worker that does not know the job's sampling says so, and spends no attempt."""
+    submitted(engine, ArchiveFile("/a.mp4", 1, 1))
+    (fed,) = ledger.feed_probes(engine, 1)
+    with writing(engine) as connection:
+        connection.execute(update(jobs).values(sampling="by-moon@1"))
+    with pytest.raises(ledger.IncompatiblePlan):
+        ledger.claim_probe(engine, fed, "w", 60)
+    with reading(engine) as connection:
+        row = connection.execute(select(probes)).one()
+    assert (row.state, row.attempts) == (TaskState.PENDING, 0)
+    assert row.error_kind == ledger.INCOMPATIBLE
 
 
 def test_workers_plan_a_job_to_its_end(engine: Engine, tmp_path: Path) -> None:
@@ -324,7 +373,8 @@ def test_one_scheduler_leads(engine: Engine) -> None:
     assert ledger.lead(engine, "scheduler", "a", 60)
     assert not ledger.lead(engine, "scheduler", "b", 60)
     assert ledger.lead(engine, "other", "b", 60)
-    assert ledger.lead(engine, "scheduler", "a", 0)
+    with writing(engine) as connection:
+        connection.execute(update(leaders).values(until_ms=0))
     assert ledger.lead(engine, "scheduler", "b", 60)
     assert not ledger.lead(engine, "scheduler", "a", 60)
     ledger.step_down(engine, "scheduler", "a")

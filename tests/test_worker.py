@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from storage import ledger
 from storage.records import TaskState
 from workers import tasks
+from workers.probing import FileUnreadable
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,12 @@ def test_a_worker_that_could_run_nothing_does_not_start(
     )
     assert done.returncode == 11, done.stderr
     assert said in done.stderr
+
+
+def test_a_deleted_file_makes_nobody_rest(tmp_path: Path) -> None:
+    """Where its folder is there the archive is, and other files can be had."""
+    assert not FileUnreadable("gone", str(tmp_path / "gone.mp4")).folder_missing
+    assert FileUnreadable("gone", str(tmp_path / "away" / "gone.mp4")).folder_missing
 
 
 def test_a_host_without_the_archive_takes_its_time(

@@ -23,6 +23,11 @@ UNREADABLE = "unreadable"
 class FileUnreadable(Exception):
     """The file cannot be read here and now; another worker, or a later try, may read it."""
 
+    def __init__(self, reason: str, path: str) -> None:
+        super().__init__(reason)
+        self.folder_missing = not os.path.isdir(os.path.dirname(path))
+        """Not the file alone: the archive may not be mounted on this host."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -74,10 +79,12 @@ def probe_and_plan(asked: Asked, sampling: Sampling, task_us: int) -> Probed:
 
 def register(engine: Engine, file: ArchiveFile, identity: str) -> int:
     """The number of the video that the file holds. A moved file lies at one place: the name it had
-    before is no copy."""
+    before is no copy. Names below folders that this host does not have are left: another may."""
     video_id = outlasting(lambda: ledger.register_file(engine, file, identity))
     known = outlasting(lambda: ledger.places(engine, video_id))
-    gone = [name for name in known if not os.path.lexists(name)]
+    gone = [
+        name for name in known if not os.path.lexists(name) and os.path.isdir(os.path.dirname(name))
+    ]
     if gone and len(gone) < len(known):
         outlasting(lambda: ledger.forget_places(engine, video_id, gone))
     return video_id
@@ -103,7 +110,7 @@ def plan_file(engine: Engine, claim: ProbeClaim) -> bool:
         identity = outlasting(lambda: ledger.content_id(engine, video_id))
     probed = probe_and_plan(Asked(file, identity), claim.sampling, claim.task_us)
     if probed.kind == UNREADABLE:
-        raise FileUnreadable(probed.reason)
+        raise FileUnreadable(probed.reason, file.path)
     info, kind, reason = probed.info, probed.kind, probed.reason
     found = None if probed.content_id is None else register(engine, file, probed.content_id)
     if found is None or info is None:

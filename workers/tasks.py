@@ -76,7 +76,7 @@ FAULT_BACKOFF_S = 5.0
 PLACE_BACKOFF_S = 15.0
 """The same where the file could not be had: a mount takes a while to come back."""
 FIRST_REST_S = 2.0
-LONGEST_REST_S = 60.0
+LONGEST_REST_S = 15.0
 API_OUTAGE = "api-outage"
 HOLDS: tuple[tuple[type[Exception], str], ...] = (
     (JobStopped, "api-refused"),
@@ -126,7 +126,7 @@ class Process:
         prefix = self.settings.worker_name or socket.gethostname()
         self.name = f"{prefix}/{os.getpid()}"
         self.unreadable = 0
-        """Files one after the other that could not be read here."""
+        """Files one after the other whose folders are not here."""
         self._vectors: dict[tuple[int, str], Vectors] = {}
 
     @contextmanager
@@ -155,6 +155,7 @@ class Process:
         stored = outlasting(lambda: stored_range(self.engine, *content))
         if stored is not None:
             return _rescore(stored, self._label_vectors(claim), claim.top_n)
+        path = _path_that_opens(claim)  # before anything is paid for
         self._check_model(claim)
         endpoint = self.client.endpoint(claim.job_id)
         labels = self._label_vectors(claim) if endpoint.embeds else self._label_prompts(claim)
@@ -167,7 +168,7 @@ class Process:
             )
         )
         decoded = read_range(
-            _path_that_opens(claim),
+            path,
             claim.info,
             claim.frame_range,
             claim.sampling,
@@ -259,7 +260,8 @@ def _path_that_opens(claim: Claim) -> str:
     for path_raw in claim.path_raws:
         if os.path.exists(path_raw):
             return os.fsdecode(path_raw)
-    raise FileUnreadable("the file is gone from every place it was known at")
+    latest = os.fsdecode(claim.path_raws[0]) if claim.path_raws else ""
+    raise FileUnreadable("the file is gone from every place it was known at", latest)
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
@@ -449,8 +451,9 @@ def _leave_to_others(  # noqa: PLR0917
     """Put back what this host cannot read, and rest: where the archive is not mounted each message
     would fail at once, and the worst host would take most of them, retries and all."""
     _spend_attempt(process, row_id, fence, attempts, UNREADABLE, str(error), table, PLACE_BACKOFF_S)
-    process.unreadable += 1
-    time.sleep(min(LONGEST_REST_S, FIRST_REST_S * 2 ** (process.unreadable - 1)))
+    if error.folder_missing:
+        process.unreadable += 1
+        time.sleep(min(LONGEST_REST_S, FIRST_REST_S * 2 ** (process.unreadable - 1)))
     return Outcome.FAULT, UNREADABLE
 
 
@@ -459,9 +462,15 @@ def probe(probe_id: int) -> None:
     """Plan one file of a submitted job, or leave the ledger able to."""
     process = _process(os.getpid())
     lease_s = process.settings.lease_s
-    claim = with_retries(
-        lambda: ledger.claim_probe(process.engine, probe_id, process.name, lease_s)
-    )
+    try:
+        claim = with_retries(
+            lambda: ledger.claim_probe(process.engine, probe_id, process.name, lease_s)
+        )
+    except IncompatiblePlan as error:
+        with logs.about(probe=probe_id):
+            log.error("refused: %s", error)
+        metrics.probe_ended(Outcome.REFUSED, ledger.INCOMPATIBLE)
+        return
     if claim is None:
         metrics.probe_ended(Outcome.REFUSED)
         return

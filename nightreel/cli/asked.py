@@ -58,7 +58,8 @@ def not_all_analysed(engine: Engine, job: Job) -> str | None:
     lacking = sum(one.state != VideoState.COMPLETE for one in coverage(engine, job.id))
     if not lacking:
         return None
-    return f"{lacking} of the job's videos are not all analysed: see `nightreel coverage`"
+    are = "is" if lacking == 1 else "are"
+    return f"{lacking} of the job's videos {are} not all analysed: see `nightreel coverage`"
 
 
 def microseconds(text: str) -> int:

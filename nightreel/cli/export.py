@@ -10,7 +10,7 @@ import click
 from nightreel.cli.asked import job_asked, one_video, videos_asked
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
-from nightreel.cli.output import say
+from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
 TABLE_ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -74,7 +74,7 @@ def table(  # noqa: PLR0917 - one parameter an option
             count = export_file(engine, job, Kind(kind), output, chosen, video_ids=only)
         except OSError as error:
             raise _unwritable(output, error) from None
-        say(f"{output}: {count} rows")
+        say(f"{output}: {counted(count, 'row')}")
     if job.notice:
         say(f"note: {job.notice}")
     return ExitCode.OK
@@ -138,7 +138,7 @@ def timeline(
             output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise _unwritable(output, error) from None
-        say(f"{output}: {len(found)} scenes")
+        say(f"{output}: {counted(len(found), 'scene')}")
     if job.notice:
         say(f"note: {job.notice}")
     return ExitCode.OK

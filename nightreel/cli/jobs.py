@@ -9,7 +9,7 @@ import click
 
 from nightreel.cli.asked import SECOND_US, job_asked, one_video
 from nightreel.cli.options import JOB_ID, database_option, format_option
-from nightreel.cli.output import Column, duration, moment, percent, say, utc, write_rows
+from nightreel.cli.output import Column, counted, duration, moment, percent, say, utc, write_rows
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -209,11 +209,6 @@ def confirm(question: str, *, yes: bool) -> None:
     if not click.confirm(question, err=True):
         say("nothing was done")
         raise click.exceptions.Exit(ExitCode.INTERRUPTED)
-
-
-def counted(number: int, thing: str) -> str:
-    """A number of things in words."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
 
 
 def _feeder(job: Job) -> str:

@@ -8,7 +8,7 @@ import click
 
 from nightreel.cli.asked import SECOND_US, job_asked, not_all_analysed, videos_asked
 from nightreel.cli.options import Duration, database_option, format_option, job_option
-from nightreel.cli.output import Column, clock, duration, percent, say, write_rows
+from nightreel.cli.output import Column, clock, counted, duration, percent, say, write_rows
 from storage.exits import ExitCode
 
 
@@ -146,8 +146,8 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
         for one in coverage(engine, job.id)
         if only is None or one.video_id in only
     )
-    unseen = f"{lacking} video(s) not all analysed: see `nightreel coverage`" if lacking else None
-    write_rows(rows, FLAGS, form, [job.notice, unseen])
+    unseen = f"{counted(lacking, 'video')} not all analysed: see `nightreel coverage`"
+    write_rows(rows, FLAGS, form, [job.notice, unseen if lacking else None])
     if rows:
         return ExitCode.FLAGGED
     with reading(engine) as connection:
@@ -160,12 +160,19 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
     epilog="""\b
 Examples:
   nightreel highlights --label "goal celebration" --top 10 --pad 2s
-  nightreel highlights match.mp4 --label goal --format csv"""
+  nightreel highlights match.mp4 --label goal --least 0.8 --format csv"""
 )
 @click.argument("video", required=False)
 @click.option("--label", required=True, metavar="TEXT", help="The label whose peaks are wanted.")
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="How many cuts.")
 @click.option("--pad", type=Duration(), help="Time added before and after each cut.")
+@click.option(
+    "--least",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Only cuts with at least this confidence at their peak.",
+)
 @job_option
 @database_option
 @format_option
@@ -174,6 +181,7 @@ def highlights(  # noqa: PLR0917 - one parameter an option
     label: str,
     top: int,
     pad: Fraction | None,
+    least: float,
     job_id: int | None,
     database_url: str,
     form: str,
@@ -186,14 +194,9 @@ def highlights(  # noqa: PLR0917 - one parameter an option
     from storage.summaries import places
 
     engine, job = job_asked(database_url, job_id)
-    cuts = stored(
-        engine,
-        job.id,
-        label,
-        top=top,
-        pad_us=int((pad or 0) * 1_000_000),
-        video_ids=videos_asked(engine, job, video),
-    )
+    only = videos_asked(engine, job, video)
+    pad_us = int((pad or 0) * 1_000_000)
+    cuts = stored(engine, job.id, label, top=top, pad_us=pad_us, least=least, video_ids=only)
     paths = places(engine, job.id)
     rows = [
         {
@@ -208,4 +211,8 @@ def highlights(  # noqa: PLR0917 - one parameter an option
         for rank, cut in enumerate(cuts, 1)
     ]
     write_rows(rows, HIGHLIGHTS, form, [job.notice, not_all_analysed(engine, job)])
+    if not rows:
+        best = stored(engine, job.id, label, top=1, least=0, video_ids=only)
+        peak = f"its highest is {_share(best[0].peak)}" if best else "no frame shows it"
+        say(f"no peak reaches a confidence of {_share(least)}: {peak}")
     return ExitCode.OK

@@ -137,6 +137,11 @@ def say(message: str) -> None:
         click.echo(message, err=True)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things in words."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as a person reads them: `9.5 s`, `2:05`, `1:02:05`."""
     if seconds is None:

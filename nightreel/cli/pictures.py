@@ -12,7 +12,7 @@ import click
 from nightreel.cli.asked import job_asked, microseconds, one_video
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
-from nightreel.cli.output import say
+from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
         raise click.UsageError(f"{error}.") from None
     except OSError as error:
         raise click.UsageError(f"{output} cannot be written ({error.strerror}).") from None
-    say(f"{output}: {frames} frames")
+    say(f"{output}: {counted(frames, 'frame')}")
     if job.notice:
         say(f"note: {job.notice}")
     return ExitCode.OK
@@ -133,7 +133,7 @@ def sheet(video: str, output: Path, most: int, job_id: int | None, database_url:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.UsageError(f"{output} cannot be written ({error.strerror}).") from None
-    say(f"{output}: {min(most, len(told.scenes))} of {len(told.scenes)} scenes")
+    say(f"{output}: {min(most, len(told.scenes))} of {counted(len(told.scenes), 'scene')}")
     if job.notice:
         say(f"note: {job.notice}")
     return ExitCode.OK

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.jobs import confirm, counted, yes_option
+from nightreel.cli.jobs import confirm, yes_option
 from nightreel.cli.options import JOB_ID, LONGEST_NUMBER, database_option
-from nightreel.cli.output import say
+from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:

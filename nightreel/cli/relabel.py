@@ -9,7 +9,7 @@ import click
 
 from nightreel.cli.asked import job_asked
 from nightreel.cli.options import api_options, database_option, format_option
-from nightreel.cli.output import say
+from nightreel.cli.output import counted, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,7 +83,7 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     store_label_vectors(database, target.label_set_id, target.model, matrix)
     say(
         f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under "
-        f"{len(labels.labels)} labels ({labels.name}), model {source.model}"
+        f"{counted(len(labels.labels), 'label')} ({labels.name}), model {source.model}"
     )
     relabelling.relabel(database, source, target)
     return write_summary(database, ledger.get_job(database, target.id), form)

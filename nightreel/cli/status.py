@@ -14,6 +14,7 @@ from nightreel.cli.options import JOB_ID, database_option, format_option, job_op
 from nightreel.cli.output import (
     Column,
     console,
+    counted,
     duration,
     moment,
     percent,
@@ -209,7 +210,7 @@ def _lines(stands: JobStatus) -> Iterator[tuple[str, str]]:
     if stands.held is not None:
         yield "Held", stands.held
     if stands.open_probes or not job.planning_finished:
-        yield "Planning", f"{stands.open_probes:,} files still to be read"
+        yield "Planning", f"{counted(stands.open_probes, 'file')} still to be read"
     yield "Videos", _counts(stands.closed_videos, stands.videos, stands.videos_by_state)
     yield "Tasks", _counts(stands.closed_tasks, stands.tasks, stands.tasks_by_state)
     yield "Time", _time(stands)

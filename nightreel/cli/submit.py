@@ -46,9 +46,8 @@ The same command again, or the same key, is the same job: it adds new and change
 @click.option(
     "--priority",
     type=click.IntRange(-9, 9),
-    default=0,
-    show_default=True,
-    help="Each step doubles the job's share of the workers; no job starves.",
+    default=None,
+    help="Each step doubles the job's share of the workers; no job starves.  [default: 0]",
 )
 @click.option(
     "--idempotency-key",
@@ -74,7 +73,7 @@ def submit(  # noqa: PLR0917 - one parameter an option
     top_n: int,
     name: str | None,
     tag: str | None,
-    priority: int,
+    priority: int | None,
     idempotency_key: str | None,
     notify_url: str | None,
     max_calls: int | None,

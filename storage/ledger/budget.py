@@ -50,6 +50,15 @@ def set_budget_in(connection: Connection, job_id: int, max_calls: int | None) ->
     )
 
 
+def set_budget_anew(connection: Connection, job_id: int, max_calls: int) -> bool:
+    """Within a transaction: set the budget unless it is the one that was set last, so that a
+    command that is repeated because its answer was lost gives no second one. Whether it was set."""
+    known = connection.scalar(select(budgets.c.max_calls).where(budgets.c.job_id == job_id))
+    if known != max_calls:
+        set_budget_in(connection, job_id, max_calls)
+    return known != max_calls
+
+
 def reserve_calls(engine: Engine, job_id: int, calls: int) -> Reservation | None:
     """Take `calls` from the job's budget, all or none; None where the job has no budget.
 

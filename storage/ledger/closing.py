@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sqlalchemy import insert as plain_insert
 
 from storage import vectors
 from storage.columns import SampleColumns, columns_in
-from storage.database import reading, writing
+from storage.database import DatabaseError, reading, writing
 from storage.dialect import Now, upsert
 from storage.flags import flag_rows
 from storage.labels import labels_in
@@ -35,6 +36,8 @@ from storage.schema import (
     tasks,
 )
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ClosedVideo:
@@ -45,12 +48,15 @@ class ClosedVideo:
     state: VideoState
 
 
-def close_finished(engine: Engine, job_id: int | None = None) -> list[ClosedVideo]:
+def close_finished(
+    engine: Engine, job_id: int | None = None, limit: int | None = None
+) -> list[ClosedVideo]:
     """Close every video whose tasks are all finished, of all jobs or of `job_id` alone, then every
-    job whose videos are all closed; return the videos closed by this call.
+    job whose videos are all closed; return the videos closed by this call, `limit` at most.
 
     Closing writes the gaps of failed and cancelled tasks, the scenes and the flags. Done twice or
-    by two at once, it gives the same rows.
+    by two at once, it gives the same rows. A video that cannot be closed, since another release
+    planned it or its rows are damaged, stays open, is told in the log and holds up no other.
     """
     open_task = exists().where(
         OPEN, tasks.c.job_id == job_videos.c.job_id, tasks.c.video_id == job_videos.c.video_id
@@ -60,9 +66,17 @@ def close_finished(engine: Engine, job_id: int | None = None) -> list[ClosedVide
         finished = finished.where(job_videos.c.job_id == job_id)
     with reading(engine) as connection:
         found = connection.execute(finished.order_by(*finished.selected_columns)).all()
-    closed = []
+    closed: list[ClosedVideo] = []
     for job, video in found:
-        state = _close_video(engine, job, video)
+        if len(closed) == limit:
+            break
+        try:
+            state = _close_video(engine, job, video)
+        except DatabaseError:
+            raise
+        except Exception:
+            log.exception("video %d of job %d cannot be closed", video, job)
+            continue
         if state is not None:
             closed.append(ClosedVideo(job, video, state))
     _close_jobs(engine, job_id)

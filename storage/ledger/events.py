@@ -13,23 +13,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    Engine,
-    Integer,
-    Row,
-    Table,
-    cast,
-    func,
-    literal,
-    select,
-    update,
-)
+from sqlalchemy import Connection, Engine, Row, Table, func, select, update
 from sqlalchemy import insert as plain_insert
 
 from storage.database import writing
 from storage.dialect import Now, one_line
+from storage.ledger.leases import after
 from storage.records import TaskState, VideoState
 from storage.schema import events, job_videos, jobs, probes, tasks
 
@@ -128,27 +117,31 @@ def _by_state(connection: Connection, table: Table, job_id: int) -> dict[str, in
     return dict(rows.all())
 
 
-def take_event(engine: Engine, hold_s: float) -> Event | None:
-    """Take the event that has been due longest, None where none is; nobody else is given it for
-    `hold_s` seconds. Then `delivered`, `put_off` or `give_up`."""
-    due = (
-        select(events.c.id)
-        .where(events.c.state == EventState.PENDING, events.c.not_before_ms <= Now())
-        .order_by(events.c.not_before_ms, events.c.created_ms, events.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
+def take_events(engine: Engine, hold_s: float, at_most: int) -> list[Event]:
+    """Take the events that have been due longest, one of each receiver (scheme, host and port), so
+    that none of them waits for another's; nobody else is given them for `hold_s` seconds. Then
+    `delivered`, `put_off` or `give_up`."""
+    due = [events.c.state == EventState.PENDING, events.c.not_before_ms <= Now()]
+    longest = (events.c.not_before_ms, events.c.created_ms, events.c.id)
     with writing(engine) as connection:
-        event_id = connection.scalar(due)
-        if event_id is None:
-            return None
-        row = connection.execute(
+        first_of: dict[str, str] = {}
+        for event_id, url in connection.execute(
+            select(events.c.id, events.c.url).where(*due).order_by(*longest)
+        ):
+            first_of.setdefault("/".join(url.split("/", 3)[:3]), event_id)
+        chosen = list(first_of.values())[:at_most]
+        if not chosen:
+            return []
+        # Due still: another scheduler may have taken one meanwhile, or be about to.
+        free = select(events.c.id).where(events.c.id.in_(chosen), *due)
+        free = free.with_for_update(skip_locked=True)
+        rows = connection.execute(
             update(events)
-            .where(events.c.id == event_id)
-            .values(attempts=events.c.attempts + 1, not_before_ms=_after(hold_s))
+            .where(events.c.id.in_(connection.scalars(free).all()))
+            .values(attempts=events.c.attempts + 1, not_before_ms=after(hold_s))
             .returning(events.c.id, events.c.job_id, events.c.url, events.c.body, events.c.attempts)
-        ).one()
-    return Event(*row)
+        ).all()
+    return [Event(*row) for row in sorted(rows, key=lambda row: chosen.index(row.id))]
 
 
 def delivered(engine: Engine, event_id: str) -> None:
@@ -158,7 +151,7 @@ def delivered(engine: Engine, event_id: str) -> None:
 
 def put_off(engine: Engine, event_id: str, delay_s: float, error: str) -> None:
     """Have the event tried again in `delay_s` seconds."""
-    _record(engine, event_id, not_before_ms=_after(delay_s), error=one_line(error))
+    _record(engine, event_id, not_before_ms=after(delay_s), error=one_line(error))
 
 
 def give_up(engine: Engine, event_id: str, error: str) -> None:
@@ -173,7 +166,3 @@ def _record(engine: Engine, event_id: str, **values: object) -> None:
             .where(events.c.id == event_id, events.c.state == EventState.PENDING)
             .values(**values)
         )
-
-
-def _after(seconds: float) -> ColumnElement[int]:
-    return Now() + cast(literal(round(seconds * 1000)), Integer)

@@ -13,7 +13,17 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator
 
-from sqlalchemy import ColumnElement, Connection, Engine, Table, exists, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    exists,
+    select,
+    true,
+    tuple_,
+    update,
+)
 
 from storage.database import writing
 from storage.dialect import Now, lock_ledger
@@ -23,6 +33,9 @@ from storage.schema import in_flight, jobs, pending, probes, tasks
 
 LARGEST_FEED = 10_000
 """Units of work that one call marks at most: a statement's parameters are bounded."""
+
+AT_ONCE = 16
+"""Units of work that a job is asked for at a time."""
 
 PRIORITIES = range(-9, 10)
 """What a job's priority may be; each step doubles the weight."""
@@ -85,7 +98,7 @@ def _share(
     time = max((row.served - _stride(row.priority) for row in fed_before), default=0.0)
     queue = [(max(row.served, time), row.id) for row in waiting]
     heapq.heapify(queue)
-    work = {row.id: _due(connection, table, row.id, room) for row in waiting}
+    work = {row.id: _due(connection, table, row.id) for row in waiting}
     served: dict[int, float] = {}
     fed: list[int] = []
     while queue and len(fed) < room:
@@ -106,13 +119,19 @@ def _stride(priority: int) -> float:
     return 2.0**-priority
 
 
-def _due(connection: Connection, table: Table, job_id: int, room: int) -> Iterator[int]:
-    """Ids of the job's due work in its order; asked for when the first is wanted."""
+def _due(connection: Connection, table: Table, job_id: int) -> Iterator[int]:
+    """Ids of the job's due work in its order, a few asked for at a time: of a thousand jobs each
+    gives one or two."""
     order = (tasks.c.ordinal, tasks.c.video_id) if table is tasks else (table.c.id,)
-    yield from connection.scalars(
-        select(table.c.id)
-        .where(pending(table), table.c.job_id == job_id, table.c.not_before_ms <= Now())
-        .order_by(*order)
-        .limit(room)
-        .with_for_update(skip_locked=True)
-    ).all()
+    due = select(table.c.id, *order).where(
+        pending(table), table.c.job_id == job_id, table.c.not_before_ms <= Now()
+    )
+    after: ColumnElement[bool] = true()
+    while True:
+        rows = connection.execute(
+            due.where(after).order_by(*order).limit(AT_ONCE).with_for_update(skip_locked=True)
+        ).all()
+        yield from (row[0] for row in rows)
+        if len(rows) < AT_ONCE:
+            return
+        after = tuple_(*order) > tuple_(*rows[-1][1:])

@@ -23,9 +23,9 @@ from sqlalchemy import (
 )
 
 from storage.database import reading, writing
-from storage.dialect import Now, insert, one_line, upsert
-from storage.ledger.budget import set_budget_in
-from storage.ledger.listing import add_probes, again
+from storage.dialect import Now, insert, lock_ledger, one_line, upsert
+from storage.ledger.budget import BUDGET_SPENT, set_budget_anew
+from storage.ledger.listing import AT_ONCE, add_probes, again
 from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling, TaskState, VideoState
 from storage.schema import (
     IN_FLIGHT,
@@ -108,7 +108,7 @@ def open_job(
     engine: Engine,
     spec: JobSpec,
     *,
-    priority: int = 0,
+    priority: int | None = None,
     tag: str | None = None,
     notify_url: str | None = None,
     task_us: int = 60_000_000,
@@ -120,12 +120,16 @@ def open_job(
 
     `files`, if given, are recorded with it in one transaction: the job is submitted, and workers
     probe and plan them; `unreadable` names what cannot even be looked at, with reasons, and
-    `max_calls` is its budget from now on. What the database holds of an older job stays as it is,
-    but for priority, tag and address of one that is submitted again. Raises KeyTaken.
+    `max_calls` is its budget from now on, where it is another one than before: a submission that
+    is repeated gives no new one. What the database holds of an older job stays as it is, but for
+    priority, tag and address where they are given anew. Raises KeyTaken.
     """
     submitted = files is not None
-    anew = {"priority": priority, "tag": tag, "notify_url": notify_url, "submitted": True}
+    given = {"priority": priority, "tag": tag, "notify_url": notify_url}
+    anew = {name: value for name, value in given.items() if value is not None}
     with writing(engine) as connection:
+        if submitted:
+            lock_ledger(connection)
         label_set_id = _store_label_set(connection, spec.labels)
         made = connection.execute(
             insert(connection, jobs)
@@ -134,7 +138,7 @@ def open_job(
                 name=spec.name,
                 state=JobState.RUNNING,
                 planning_finished=False,
-                priority=priority,
+                priority=priority or 0,
                 sampling=str(spec.sampling),
                 fit=spec.fit,
                 top_n=spec.top_n,
@@ -153,19 +157,28 @@ def open_job(
             .on_conflict_do_nothing(index_elements=["key"])
             .returning(jobs.c.id)
         ).scalar()
-        found = select(jobs.c.id, jobs.c.request).where(jobs.c.key == spec.key)
-        job_id, request = connection.execute(found).one()
+        found = select(jobs.c.id, jobs.c.request, jobs.c.submitted).where(jobs.c.key == spec.key)
+        job_id, request, of_farm = connection.execute(found).one()
         if request != spec.request:
             raise KeyTaken(
                 f"this key is that of job {job_id}, which asks for other files, labels or "
                 "sampling: choose another key"
             )
-        values = anew if submitted and made is None else {}
+        if of_farm and not submitted:
+            raise KeyTaken(
+                f"this is job {job_id} of the farm, which works on it: "
+                f"`nightreel status {job_id} --wait`"
+            )
+        values = {**anew, "submitted": True} if submitted and made is None else {}
         reopen(connection, job_id, planning_finished=False, opened_ms=Now(), **values)
         if files is not None:
             add_probes(connection, job_id, files, unreadable)
-            if max_calls is not None:
-                set_budget_in(connection, job_id, max_calls)
+            if max_calls is not None and set_budget_anew(connection, job_id, max_calls):
+                connection.execute(
+                    update(jobs)
+                    .where(jobs.c.id == job_id, jobs.c.pause_kind == BUDGET_SPENT)
+                    .values(state=JobState.RUNNING, pause_kind=None, pause_reason=None)
+                )
         row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one()
     return job_of(row, created=made is not None)
 
@@ -286,12 +299,14 @@ def reopen(connection: Connection, job_id: int, **values: Any) -> None:
 def pause_job(engine: Engine, job_id: int, kind: str, reason: str) -> None:
     """Stop feeding and claiming the job's tasks until it is resumed; work under lease may end.
 
-    `kind` and `reason` are kept for whoever asks why. A closed job stays closed.
+    `kind` and `reason` are kept for whoever asks why. A closed job stays closed, and one that is
+    paused keeps its reason.
     """
     with writing(engine) as connection:
+        lock_ledger(connection)
         connection.execute(
             update(jobs)
-            .where(jobs.c.id == job_id, jobs.c.state != JobState.CLOSED)
+            .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING)
             .values(state=JobState.PAUSED, pause_kind=kind, pause_reason=one_line(reason))
         )
         # Messages on their way are turned down by `claim`; the work is fed anew on resuming.
@@ -338,6 +353,7 @@ def recover(engine: Engine, job_id: int, stopped: Collection[str] = ()) -> int:
     """
     leased = tasks.c.state == TaskState.LEASED
     with writing(engine) as connection:
+        lock_ledger(connection)
         return connection.execute(
             update(tasks)
             .where(IN_FLIGHT, tasks.c.job_id == job_id)
@@ -355,6 +371,7 @@ def expire_leases(engine: Engine, job_id: int, dead: Collection[str]) -> int:
     """Let the job's leases of workers that died run out now, and return their number; the next
     sweep finds them. The attempt stays spent: the task may be what killed them."""
     with writing(engine) as connection:
+        lock_ledger(connection)
         return connection.execute(
             update(tasks)
             .where(
@@ -380,6 +397,7 @@ def cancel_job(engine: Engine, job_id: int) -> int:
         "done_ms": Now(),
     }
     with writing(engine) as connection:
+        lock_ledger(connection)
         lock_job(connection, job_id)
         connection.execute(
             update(probes).where(still_open(probes), probes.c.job_id == job_id).values(given_up)
@@ -415,6 +433,7 @@ def retry_job(
         job_videos.c.state != VideoState.RUNNING,
     )
     with writing(engine) as connection:
+        lock_ledger(connection)
         lock_job(connection, job_id)
         probed_again = again(connection, job_id, kind=kind, video_id=video_id)
         found = connection.execute(
@@ -426,14 +445,15 @@ def retry_job(
             reopen(connection, job_id, planning_finished=False)
         if not found:
             return probed_again
-        # The gaps of a lost task were written when its video was closed.
-        ids = select(tasks.c.id).where(tasks.c.job_id == job_id, lost, closed)
-        connection.execute(delete(gaps).where(gaps.c.task_id.in_(ids)))
-        connection.execute(
-            update(tasks)
-            .where(tasks.c.id.in_(ids))
-            .values(state=TaskState.PENDING, attempts=0, not_before_ms=0, done_ms=None)
-        )
+        for at in range(0, len(found), AT_ONCE):
+            ids = [row.id for row in found[at : at + AT_ONCE]]
+            # The gaps of a lost task were written when its video was closed.
+            connection.execute(delete(gaps).where(gaps.c.task_id.in_(ids)))
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.id.in_(ids))
+                .values(state=TaskState.PENDING, attempts=0, not_before_ms=0, done_ms=None)
+            )
         waiting = exists().where(
             OPEN, tasks.c.job_id == job_videos.c.job_id, tasks.c.video_id == job_videos.c.video_id
         )

@@ -8,7 +8,8 @@ the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -20,6 +21,7 @@ from sqlalchemy import (
     and_,
     case,
     cast,
+    func,
     literal,
     or_,
     select,
@@ -42,7 +44,7 @@ WORKER_LOST = "worker-lost"
 INCOMPATIBLE = "incompatible-plan"
 """Error kind of a task that waits for a worker of the release that planned it."""
 
-INCOMPATIBLE_REST_S = 60.0
+INCOMPATIBLE_REST_S = 600.0
 
 
 class IncompatiblePlan(Exception):
@@ -160,27 +162,35 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
             .where(files.c.video_id == row["video_id"])
             .order_by(files.c.seen_ms.desc(), files.c.id.desc())
         ).all()
+    with readable(engine, task_id, fence):
+        return Claim(
+            task_id=task_id,
+            fence=fence,
+            attempts=row["attempts"],
+            job_id=row["job_id"],
+            video_id=row["video_id"],
+            content_id=row["content_id"],
+            path_raws=tuple(places),
+            info=info_of(row),
+            frame_range=FrameRange.from_json(row["plan"]),
+            sampling=Sampling.parse(row["sampling"]),
+            fit=Fit(row["fit"]),
+            top_n=row["top_n"],
+            label_set_id=row["label_set_id"],
+            model=row["model"],
+        )
+
+
+@contextmanager
+def readable(engine: Engine, row_id: int, fence: int, table: Table = tasks) -> Iterator[None]:
+    """Within, a claim is read from its rows; what another release wrote and this one cannot read
+    is put back without an attempt, for a worker that can. Raises IncompatiblePlan."""
     try:
-        frame_range = FrameRange.from_json(row["plan"])
-    except ValueError as error:
-        release(engine, task_id, fence, INCOMPATIBLE_REST_S, INCOMPATIBLE, str(error))
-        raise IncompatiblePlan(str(error)) from error
-    return Claim(
-        task_id=task_id,
-        fence=fence,
-        attempts=row["attempts"],
-        job_id=row["job_id"],
-        video_id=row["video_id"],
-        content_id=row["content_id"],
-        path_raws=tuple(places),
-        info=info_of(row),
-        frame_range=frame_range,
-        sampling=Sampling.parse(row["sampling"]),
-        fit=Fit(row["fit"]),
-        top_n=row["top_n"],
-        label_set_id=row["label_set_id"],
-        model=row["model"],
-    )
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = f"this worker cannot read what another release planned: {error}"
+        release(engine, row_id, fence, INCOMPATIBLE_REST_S, INCOMPATIBLE, said, table)
+        raise IncompatiblePlan(said) from error
 
 
 def heartbeat(
@@ -252,14 +262,25 @@ def give_back(  # noqa: PLR0917
     return TaskState.CANCELLED if state is None else TaskState(state)
 
 
-def sweep(engine: Engine, queued_timeout_s: float, max_attempts: int = MAX_ATTEMPTS) -> SweepCount:
+def sweep(
+    engine: Engine,
+    queued_timeout_s: float,
+    max_attempts: int = MAX_ATTEMPTS,
+    *,
+    waiting: int | None = 0,
+) -> SweepCount:
     """Find what was lost: leases of vanished workers, and messages that no worker answered.
 
-    Work whose workers vanish `max_attempts` times has failed: it may be what kills them.
+    Work whose workers vanish `max_attempts` times has failed: it may be what kills them. `waiting`
+    is how many messages the queue holds, None where it cannot be asked: as long as those account
+    for all that is queued nothing is lost, however long it waits, and to send it again would only
+    pile it up.
     """
     expired = unqueued = failed = 0
     with writing(engine) as connection:
         lock_ledger(connection)
+        queued = sum(_queued(connection, table) for table in (tasks, probes))
+        lost = waiting is not None and waiting < queued
         for table in (tasks, probes):
             spent = table.c.attempts >= max_attempts
             states = connection.scalars(
@@ -278,14 +299,20 @@ def sweep(engine: Engine, queued_timeout_s: float, max_attempts: int = MAX_ATTEM
                 table.c.state == TaskState.QUEUED,
                 table.c.queued_ms <= after(-queued_timeout_s),
             )
-            unqueued += connection.execute(
-                update(table)
-                .where(_unlocked(table, unanswered))
-                .values(state=TaskState.PENDING, queued_ms=None)
-            ).rowcount
+            if lost:
+                unqueued += connection.execute(
+                    update(table)
+                    .where(_unlocked(table, unanswered))
+                    .values(state=TaskState.PENDING, queued_ms=None)
+                ).rowcount
             failed += states.count(TaskState.FAILED)
             expired += states.count(TaskState.PENDING)
     return SweepCount(expired=expired, unqueued=unqueued, failed=failed)
+
+
+def _queued(connection: Connection, table: Table) -> int:
+    rows = select(func.count()).where(in_flight(table), table.c.state == TaskState.QUEUED)
+    return int(connection.scalars(rows).one())
 
 
 def _unlocked(table: Table, condition: ColumnElement[bool]) -> ColumnElement[bool]:

@@ -81,5 +81,13 @@ def again(connection: Connection, job_id: int, *, kind: str | None, video_id: in
     return connection.execute(
         update(probes)
         .where(probes.c.job_id == job_id, chosen)
-        .values(state=TaskState.PENDING, attempts=0, not_before_ms=0, done_ms=None, error_kind=None)
+        .values(
+            state=TaskState.PENDING,
+            attempts=0,
+            not_before_ms=0,
+            done_ms=None,
+            error_kind=None,
+            error=None,
+            worker=None,
+        )
     ).rowcount

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, exists, select, update
 from storage.database import reading, writing
 from storage.dialect import Now
 from storage.ledger.job import JobState, finish_planning_in, lock_job
-from storage.ledger.leases import take
+from storage.ledger.leases import readable, take
 from storage.ledger.planning import plan_in, reject_in, reject_unread_in
 from storage.records import ArchiveFile, FrameRange, Sampling, TaskState, VideoInfo
 from storage.schema import held, jobs, probes, still_open
@@ -33,7 +33,9 @@ class ProbeClaim:
 
 
 def claim_probe(engine: Engine, probe_id: int, worker: str, lease_s: float) -> ProbeClaim | None:
-    """Lease the probe to this worker; None where the ledger has no use for that."""
+    """Lease the probe to this worker; None where the ledger has no use for that.
+
+    Raises IncompatiblePlan, and leaves the probe for a worker that can read it."""
     with writing(engine) as connection:
         fence = take(connection, probes, probe_id, worker, lease_s)
         if fence is None:
@@ -43,15 +45,16 @@ def claim_probe(engine: Engine, probe_id: int, worker: str, lease_s: float) -> P
             .join(jobs, jobs.c.id == probes.c.job_id)
             .where(probes.c.id == probe_id)
         ).one()
-    return ProbeClaim(
-        probe_id=probe_id,
-        fence=fence,
-        attempts=row.attempts,
-        job_id=row.job_id,
-        file=ArchiveFile(os.fsdecode(row.path_raw), row.size_bytes, row.mtime_ns),
-        sampling=Sampling.parse(row.sampling),
-        task_us=row.task_us,
-    )
+    with readable(engine, probe_id, fence, probes):
+        return ProbeClaim(
+            probe_id=probe_id,
+            fence=fence,
+            attempts=row.attempts,
+            job_id=row.job_id,
+            file=ArchiveFile(os.fsdecode(row.path_raw), row.size_bytes, row.mtime_ns),
+            sampling=Sampling.parse(row.sampling),
+            task_us=row.task_us,
+        )
 
 
 def plan_probed(
