@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from storage.totals import PeriodTotal
 
 _BAR_INCHES = 0.45
 _NARROWEST, _WIDEST = 6.0, 40.0
+_NOTICE_CHARACTERS = 20
+"""Characters of a notice that fit into an inch."""
 
 
 def draw_shares(
@@ -58,7 +61,9 @@ def draw_shares(
             handles, names = axes.get_legend_handles_labels()
             figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False)
         if notice:
-            figure.text(0.01, 0.005, _literal(notice), fontsize=6, va="bottom", wrap=True)
+            # A label of the whole figure, since the layout keeps room for those alone.
+            lines = fill(_literal(notice), round(width * _NOTICE_CHARACTERS))
+            figure.supxlabel(lines, x=0.01, fontsize=6, ha="left")
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
         figure.savefig(path, dpi=150, metadata=metadata)
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from nightreel.reports.colours import colour_of
 from nightreel.reports.drawing import Told
 from nightreel.reports.frames import Clock, Upright, decoded_packet, even_size, seek_before
-from nightreel.reports.lettering import fitted, font
+from nightreel.reports.lettering import fitted, font, wrapped
 from storage.records import Scene, VideoInfo
 from storage.scenes import UNKNOWN
 from workers.footage.picture import Picture
@@ -22,6 +22,9 @@ from workers.footage.source import Source
 THUMBNAIL_PX = 320
 """Longer side of a picture."""
 _GAP_PX, _TEXT_PX = 12, 15
+_NARROWEST_PX = 360
+_MOST_NOTES = 10
+"""Lines of a notice; an engine's are fewer on the narrowest sheet."""
 _PAPER, _INK, _FAINT, _WARNING = "#ffffff", "#111111", "#666666", "#b00000"
 
 
@@ -47,18 +50,17 @@ def contact_sheet(
     rows = math.ceil(len(chosen) / columns)
     cell_height = size[1] + 2 * _TEXT_PX + _GAP_PX + 10
     head = 3 * _TEXT_PX + _GAP_PX
-    foot = _GAP_PX + (2 * _TEXT_PX if told.notice else 0)
-    sheet = Image.new(
-        "RGB",
-        (max(360, columns * (size[0] + _GAP_PX) + _GAP_PX), head + rows * cell_height + foot),
-        _PAPER,
-    )
+    sheet_width = max(_NARROWEST_PX, columns * (size[0] + _GAP_PX) + _GAP_PX)
+    room = sheet_width - 2 * _GAP_PX
+    small = font(_TEXT_PX - 3)
+    notes = wrapped(f"NOTE: {told.notice}", small, room, _MOST_NOTES) if told.notice else []
+    foot = len(notes) * _TEXT_PX + _GAP_PX
+    body = head + rows * cell_height
+    sheet = Image.new("RGB", (sheet_width, body + foot), _PAPER)
     draw = ImageDraw.Draw(sheet)
     more = f", {left_out} shorter ones left out" if left_out else ""
-    room = sheet.width - 2 * _GAP_PX
-    if told.notice:
-        note = fitted(f"NOTE: {told.notice}", "", font(_TEXT_PX - 3), room)
-        draw.text((_GAP_PX, sheet.height - _GAP_PX - 4), note, _WARNING, font(_TEXT_PX - 3), "ls")
+    for line, note in enumerate(notes):
+        draw.text((_GAP_PX, body + line * _TEXT_PX), note, _WARNING, small)
     count = f"{len(chosen)} scene{'s' * (len(chosen) != 1)}{more}"
     draw.text(
         (_GAP_PX, _GAP_PX), fitted(title, "", font(_TEXT_PX + 2), room), _INK, font(_TEXT_PX + 2)
