@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Row, delete, select, update
+from sqlalchemy import Connection, Engine, Row, Table, delete, select, update
+from sqlalchemy import insert as plain_insert
 
 from storage.bulk import insert_columns
 from storage.database import reading, writing
@@ -88,40 +90,33 @@ def _check(task: _Row, result: RangeResult) -> None:
 
 def _write_rows(connection: Connection, task: _Row, result: RangeResult) -> None:
     of_video = {"job_id": task.job_id, "video_id": task.video_id}
-    upsert(
-        connection,
-        sample_rows,
-        [
-            {
-                **of_video,
-                "bucket": sample.bucket,
-                "t_us": sample.t_us,
-                "start_us": sample.start_us,
-                "end_us": sample.end_us,
-                "reused_from": sample.reused_from,
-                "audit_of": sample.audit_of,
-            }
-            for sample in result.samples
-        ],
-    )
-    # Not an upsert: the many rows of a range take a quarter of its time like this.
-    connection.execute(
-        delete(predictions).where(
-            predictions.c.job_id == task.job_id,
-            predictions.c.video_id == task.video_id,
-            predictions.c.bucket >= task.bucket_start,
-            predictions.c.bucket < task.bucket_end,
+    # Not upserts: the many rows of a range take a quarter of their time like this.
+    for table in (sample_rows, predictions):
+        connection.execute(
+            delete(table).where(
+                table.c.job_id == task.job_id,
+                table.c.video_id == task.video_id,
+                table.c.bucket >= task.bucket_start,
+                table.c.bucket < task.bucket_end,
+            )
         )
-    )
-    rows = [
+    times = ("bucket", "t_us", "start_us", "end_us")
+    if any(one.reused_from is not None or one.audit_of is not None for one in result.samples):
+        names = (*times, "reused_from", "audit_of")
+        connection.execute(
+            plain_insert(sample_rows),
+            [of_video | {name: getattr(one, name) for name in names} for one in result.samples],
+        )
+    else:
+        rows = [tuple(getattr(one, name) for name in times) for one in result.samples]
+        _insert(connection, sample_rows, of_video, times, rows)
+    ranks = ("bucket", "rank", "label", "similarity", "confidence")
+    best = [
         (sample.bucket, rank, one.label, one.similarity, one.confidence)
         for sample in result.samples
         for rank, one in enumerate(sample.predictions)
     ]
-    if rows:
-        names = ("bucket", "rank", "label", "similarity", "confidence")
-        columns = dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))
-        insert_columns(connection, predictions, {**of_video, **columns})
+    _insert(connection, predictions, of_video, ranks, best)
     upsert(
         connection,
         gaps,
@@ -138,6 +133,18 @@ def _write_rows(connection: Connection, task: _Row, result: RangeResult) -> None
         ],
     )
     _write_usage(connection, task.job_id, task.id, task.fence, result.usage)
+
+
+def _insert(
+    connection: Connection,
+    table: Table,
+    of_video: Mapping[str, int],
+    names: Sequence[str],
+    rows: Sequence[tuple[float, ...]],
+) -> None:
+    if rows:
+        columns = map(np.array, zip(*rows, strict=True))
+        insert_columns(connection, table, {**of_video, **dict(zip(names, columns, strict=True))})
 
 
 def record_usage(engine: Engine, job_id: int, task_id: int, fence: int, spent: Usage) -> None:
