@@ -58,6 +58,14 @@ def interpolated(value: Any, variables: Mapping[str, str]) -> Any:
     return _VARIABLE.sub(replaced, value)
 
 
+def variables_of(text: str) -> dict[str, str]:
+    """What an .env of unquoted lines sets: each line may speak of those above it."""
+    variables: dict[str, str] = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE):
+        variables[name] = interpolated(value, variables)
+    return variables
+
+
 def read(variables: Mapping[str, str]) -> dict[str, Any]:
     """The file as an engine would take it with these variables in .env."""
     project: dict[str, Any] = interpolated(yaml.safe_load(FILE.read_text("utf-8")), variables)

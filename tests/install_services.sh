@@ -1,5 +1,5 @@
 #!/bin/sh
-# Redis, PostgreSQL and libfaketime for the tests, from Debian's packages, where they are missing.
+# Redis, PostgreSQL, libfaketime and promtool for the tests, from Debian's packages, where they are missing.
 # Nothing is started here: the tests start their own servers, on their own ports, in their own
 # directories.
 set -eu
@@ -9,6 +9,7 @@ command -v redis-server >/dev/null 2>&1 || missing="$missing redis-server"
 command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ||
     missing="$missing postgresql"
 ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
+command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

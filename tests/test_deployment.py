@@ -46,6 +46,7 @@ from compose_file import (
     read,
     seconds,
     size,
+    variables_of,
     words,
 )
 from conftest import Service, _as_user, _other_user, free_port, missing
@@ -172,7 +173,7 @@ def test_the_archive_is_mounted_read_only_at_one_place() -> None:
         for volume in service.get("volumes", ())
         if isinstance(volume, dict) and volume["target"] == "/archive"
     }
-    assert set(mounted) == {"scheduler", "worker", "nightreel"}
+    assert set(mounted) == {"worker", "nightreel"}
     for volume in mounted.values():
         assert volume["source"] == VARIABLES["ARCHIVE_DIR"]
         assert volume["read_only"] is True
@@ -182,8 +183,7 @@ def test_the_archive_is_mounted_read_only_at_one_place() -> None:
 
 
 def test_services_wait_for_the_tables_and_none_for_the_api() -> None:
-    """Scheduler and workers start after a migration that succeeded. An API of one's own replaces
-    the one at home by its address alone."""
+    """Scheduler and workers start after a migration that succeeded."""
     assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     for name in ("scheduler", "worker"):
         assert SERVICES[name]["depends_on"] == {
@@ -191,13 +191,24 @@ def test_services_wait_for_the_tables_and_none_for_the_api() -> None:
             "redis": {"condition": "service_healthy"},
         }
     assert all("api" not in service.get("depends_on", ()) for service in SERVICES.values())
-    assert SERVICES["worker"]["environment"]["NIGHTREEL_API_URL"] == "http://api:9001"
-    assert SERVICES["api"]["deploy"]["replicas"] == "1"
-    mine = {"NIGHTREEL_API_URL": "https://clip.example.org", "API_REPLICAS": "0"}
-    replaced = read(VARIABLES | mine)["services"]
-    assert replaced["worker"]["environment"]["NIGHTREEL_API_URL"] == "https://clip.example.org"
-    assert replaced["nightreel"]["environment"]["NIGHTREEL_API_URL"] == "https://clip.example.org"
-    assert replaced["api"]["deploy"]["replicas"] == "0"
+
+
+def test_another_api_replaces_the_one_at_home_by_its_address_alone() -> None:
+    """Its line in the example is the only one to change: the API at home is started without it, and
+    not with it."""
+    example = (ROOT / "deploy" / "env.example").read_text("utf-8")
+    chosen, count = re.subn("^#(?=NIGHTREEL_API_URL=)", "", example, flags=re.MULTILINE)
+    assert count == 1
+    address = variables_of(chosen)["NIGHTREEL_API_URL"]
+    for variables, asked, replicas in (
+        (VARIABLES, "http://api:9001", "1"),
+        (variables_of(example), "http://api:9001", "1"),
+        (variables_of(chosen), address, "0"),
+    ):
+        services = read(variables)["services"]
+        assert services["worker"]["environment"]["NIGHTREEL_API_URL"] == asked
+        assert services["nightreel"]["environment"]["NIGHTREEL_API_URL"] == asked
+        assert services["api"]["deploy"]["replicas"] == replicas
 
 
 def test_the_api_at_home_never_takes_the_offline_engine() -> None:
@@ -237,7 +248,8 @@ def test_every_variable_is_one_that_something_reads() -> None:
     offered = set(re.findall(r"^#?([A-Z_]+)=", example, re.MULTILINE))
     read_by_the_file = set(re.findall(r"\$\{(\w+)", text))
     passed_on = set(re.findall(r"^ +(NIGHTREEL_\w+):$", text, re.MULTILINE))
-    assert offered <= read_by_the_file | passed_on
+    read_by_the_example = set(re.findall(r"\$\{(\w+)", example))
+    assert offered <= read_by_the_file | passed_on | read_by_the_example
     for name in read_by_the_file - offered:
         assert f"`{name}" in DOCUMENT, f"{name} is told nowhere"
 
@@ -249,6 +261,15 @@ def test_the_monitor_is_optional() -> None:
     }
     for name in ("flower", "prometheus", "grafana"):
         assert SERVICES[name]["profiles"] == ["monitor"]
+
+
+def test_workers_speak_of_their_tasks_where_somebody_listens() -> None:
+    """With the monitor's profile, as .env chooses it, and not without."""
+    watched = read(VARIABLES | {"COMPOSE_PROFILES": "monitor"})["services"]["worker"]
+    assert "--task-events" not in words(SERVICES["worker"]["command"])
+    assert set(words(watched["command"])) - set(words(SERVICES["worker"]["command"])) == {
+        "--task-events"
+    }
 
 
 # --- the image ---
@@ -739,6 +760,132 @@ def test_every_metric_that_is_watched_is_counted(sqlite_url: str) -> None:
     engine.dispose()
     assert metrics_watched() <= known
     assert {"nightreel_tasks_total", "nightreel_leader", "clipserver_held"} <= metrics_watched()
+
+
+RULES = {
+    rule["alert"]: rule
+    for group in configuration("prometheus/rules.yml")["groups"]
+    for rule in group["rules"]
+}
+WELL = {
+    'nightreel_up{service="database"}': "1x60",
+    'nightreel_up{service="queue"}': "1x60",
+    "nightreel_leader": "1x60",
+    'up{job="worker"}': "1x60",
+    'nightreel_tasks{state="pending"}': "1000-20x40 0x20",
+    'nightreel_tasks_total{outcome="done"}': "0+20x60",
+    'nightreel_probes_total{outcome="done"}': "0x60",
+    'nightreel_errors_total{kind="read-error"}': "0+1x60",
+    'nightreel_events{state="given-up"}': "0x60",
+    "nightreel_queue_length": "64x60",
+    "nightreel_queue_age_seconds": "300x60",
+}
+"""Series by the minute of an hour in which all is well."""
+NONE = "_x60"
+
+
+@pytest.mark.parametrize(
+    ("changes", "alerts"),
+    [
+        ({}, {}),
+        ({"nightreel_leader": NONE}, {"NoScheduler": {}}),
+        ({"nightreel_leader": "0x60"}, {"NoScheduler": {}}),
+        ({'nightreel_up{service="queue"}': "0x60"}, {"ServiceAway": {"service": "queue"}}),
+        (
+            {'nightreel_tasks_total{outcome="done"}': "500x60"},
+            {"NothingConsumes": {}},
+        ),
+        (
+            # Reading new files is work, too.
+            {
+                'nightreel_tasks_total{outcome="done"}': "0x60",
+                'nightreel_probes_total{outcome="done"}': "0+1x60",
+            },
+            {},
+        ),
+        (
+            {
+                'nightreel_tasks_total{outcome="done"}': "500x60",
+                "nightreel_queue_length": "0x60",
+            },
+            {},
+        ),
+        (
+            {
+                'up{job="worker"}': NONE,
+                'nightreel_tasks{state="pending"}': "1000x60",
+                'nightreel_tasks_total{outcome="done"}': NONE,
+                'nightreel_probes_total{outcome="done"}': NONE,
+                "nightreel_queue_age_seconds": "0+60x60",
+            },
+            {"NoWorker": {}, "NothingConsumes": {}, "QueueOld": {}},
+        ),
+        (
+            {'nightreel_errors_total{kind="read-error"}': "0+10x60"},
+            {"TasksFail": {"kind": "read-error"}},
+        ),
+        ({'nightreel_events{state="given-up"}': "0x30 1x30"}, {"WebhookGivenUp": {}}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_an_alert_fires_when_it_should_and_not_otherwise(
+    tmp_path: Path, changes: dict[str, str], alerts: dict[str, dict[str, str]]
+) -> None:
+    """As Prometheus itself evaluates the rules over an hour that is well but for what changes."""
+    if shutil.which("promtool") is None:
+        missing("promtool")
+
+    def fired(name: str) -> dict[str, Any]:
+        labels, annotations = alerts[name], dict(RULES[name]["annotations"])
+        for label, value in labels.items():
+            shown = annotations["summary"].replace(f"{{{{ $labels.{label} }}}}", value)
+            annotations["summary"] = shown
+        return {"exp_labels": labels, "exp_annotations": annotations}
+
+    expected = [
+        {
+            "eval_time": "50m",
+            "alertname": name,
+            "exp_alerts": [fired(name)] if name in alerts else [],
+        }
+        for name in RULES
+    ]
+    series = [{"series": name, "values": values} for name, values in (WELL | changes).items()]
+    hour = {"interval": "1m", "input_series": series, "alert_rule_test": expected}
+    rules = str(ROOT / "deploy" / "prometheus" / "rules.yml")
+    file = tmp_path / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": [rules], "tests": [hour]}))
+    done = subprocess.run(
+        ["promtool", "test", "rules", file], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_label_that_is_asked_for_is_one_that_is_given(sqlite_url: str) -> None:
+    """A label or a value of one that was renamed in the program fails here."""
+    counted = CollectorRegistry()
+    Meters(counted)
+    engine = database.connect(sqlite_url)
+    given: dict[str, dict[str, set[str]]] = {}
+    for metric in [
+        *counted.collect(),
+        *LedgerCollector(engine, lambda: 0, lambda: True).collect(),
+    ]:
+        for sample in metric.samples:
+            labels = given.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    engine.dispose()
+    asked = [
+        (name, label, value)
+        for expression in expressions()
+        for name, matchers in re.findall(r"(nightreel_\w+)\{(.*?)\}", expression)
+        for label, values in re.findall(r"(\w+)=~?\"(.*?)\"", matchers)
+        for value in values.split("|")
+    ]
+    assert ("nightreel_events", "state", "given-up") in asked
+    for name, label, value in asked:
+        assert value in given[name][label], (name, label, value)
 
 
 def test_every_replica_is_asked_for_its_metrics() -> None:

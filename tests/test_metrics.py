@@ -27,6 +27,7 @@ from scheduler.metrics import Health, LedgerCollector, serve
 from storage import ledger
 from storage.database import connect, writing
 from storage.dialect import Now
+from storage.ledger.census import take_census
 from storage.records import TaskState, VideoState
 from storage.schema import events, probes, tasks
 from workers.metrics import Meters, Outcome, PortTaken, listen
@@ -120,7 +121,11 @@ def die():
 
 @contextmanager
 def worker(
-    folder: Path, redis_url: str, port: int | None = 0, app: str = "counting"
+    folder: Path,
+    redis_url: str,
+    port: int | None = 0,
+    app: str = "counting",
+    database_url: str = "",
 ) -> Iterator[subprocess.Popen[str]]:
     """A real worker of two processes that counts what it is told; its log is its standard error."""
     (folder / "counting.py").write_text(WORKER)
@@ -134,6 +139,8 @@ def worker(
     }
     if port is not None:
         environment["NIGHTREEL_METRICS_PORT"] = str(port)
+    if database_url:
+        environment["NIGHTREEL_DATABASE_URL"] = database_url
     started = subprocess.Popen(
         [
             *(sys.executable, "-m", "celery", "-A", app, "worker", "--concurrency", "2"),
@@ -150,7 +157,9 @@ def worker(
     finally:
         started.send_signal(signal.SIGTERM)
         try:
-            started.communicate(timeout=30)
+            # Told to end just as a result is on its way, a process of the pool waits up to 30 s for
+            # that to be read.
+            started.communicate(timeout=60)
         except subprocess.TimeoutExpired:
             started.kill()
             started.communicate()
@@ -212,12 +221,14 @@ def test_a_workers_processes_count_together(tmp_path: Path, redis_url: str) -> N
         get(port)
 
 
-def test_two_workers_of_a_host_cannot_have_one_port(tmp_path: Path, redis_url: str) -> None:
+def test_two_workers_of_a_host_cannot_have_one_port(
+    tmp_path: Path, redis_url: str, sqlite_url: str
+) -> None:
     """The second one says so in a line and ends with 2."""
-    with worker(tmp_path, redis_url, app="workers.app") as first:
+    with worker(tmp_path, redis_url, 0, "workers.app", sqlite_url) as first:
         port = port_of(first)
         assert by_label(scrape(port), "nightreel_tasks_total") == NONE
-        with worker(tmp_path, redis_url, port, "workers.app") as second:
+        with worker(tmp_path, redis_url, port, "workers.app", sqlite_url) as second:
             assert second.stderr is not None
             said = second.stderr.read()
             assert second.wait(30) == 2
@@ -322,6 +333,26 @@ def test_the_scheduler_shows_how_the_ledger_stands(
     assert samples["nightreel_queue_length", ()] == 2
     assert samples["nightreel_leader", ()] == 1
     assert by_label(samples, "nightreel_up") == {"database": 1, "queue": 1}
+
+
+def test_a_message_that_nobody_takes_grows_old(engine: Engine) -> None:
+    """As long as the queue holds it, sweeping leaves it its age; what the queue has lost has none
+    until it is sent again."""
+    rows.planned(engine, 20, 8)
+    assert len(ledger.feed(engine, 3)) == 3
+    with writing(engine) as connection:
+        connection.execute(
+            update(tasks)
+            .where(tasks.c.state == TaskState.QUEUED)
+            .values(queued_ms=Now() - 4_000_000)
+        )
+    for waiting in (3, None):
+        ledger.sweep(engine, 120, waiting=waiting)
+        assert take_census(engine).queue_age_s >= 4000
+    ledger.sweep(engine, 120, waiting=0)
+    assert take_census(engine).queue_age_s == 0
+    assert len(ledger.feed(engine, 3)) == 3
+    assert take_census(engine).queue_age_s < 60
 
 
 def test_an_empty_ledger_has_no_age(engine: Engine, server_port: Callable[..., int]) -> None:
