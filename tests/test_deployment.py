@@ -606,9 +606,9 @@ def metrics(service: Started) -> dict[str, float]:
     return {name: float(value) for name, value in pairs}
 
 
-def submit(stack: Stack, services: Mapping[str, Any], *labels: str) -> None:
+def submit(stack: Stack, services: Mapping[str, Any], *labels: str, fit: str = "crop") -> None:
     options = [word for label in labels for word in ("--label", label)]
-    done = stack.place.run(services["nightreel"], "submit", "/archive", *options)
+    done = stack.place.run(services["nightreel"], "submit", "/archive", "--fit", fit, *options)
     assert done.returncode == ExitCode.OK, done.stderr
 
 
@@ -662,7 +662,8 @@ def test_a_worker_told_to_end_finishes_its_task_first(
     api.always = slowly
     with deployed(stack, services, "scheduler") as _, psycopg.connect(stack.database_url) as db:
         with deployed(stack, services, "worker") as (worker,):
-            submit(stack, services, "green", "white")
+            # What another test had embedded would not be sent again.
+            submit(stack, services, "green", "white", fit="squash")
             assert begun.wait(60), worker.said()
             worker.stop()
         row = db.execute("SELECT count(*) FROM tasks WHERE state = 'leased'").fetchone()

@@ -65,6 +65,7 @@ class Worker:
         queue: str = QUEUE,
         app: str = "holding",
         more: str = "",
+        database_url: str = "",
     ) -> None:
         (folder / "holding.py").write_text(WORKER + more)
         self.log = folder / "log"
@@ -81,6 +82,7 @@ class Worker:
                     "NIGHTREEL_BROKER_URL": redis_url,
                     "NIGHTREEL_QUEUE": QUEUE,
                     "NIGHTREEL_STALL_S": str(stall_s),
+                    "NIGHTREEL_DATABASE_URL": database_url,
                     "PYTHONWARNINGS": "ignore",
                 },
                 stdout=log,
@@ -130,9 +132,11 @@ def send(redis_url: str, *seconds: float) -> None:
     app.close()
 
 
-def test_a_deaf_worker_is_ended(start: Callable[..., Worker], redis_url: str) -> None:
+def test_a_deaf_worker_is_ended(
+    start: Callable[..., Worker], redis_url: str, sqlite_url: str
+) -> None:
     """While messages wait that it never takes, it says so in one line and ends with 1."""
-    worker = start(1.5, queue="another", app="workers.app")
+    worker = start(1.5, queue="another", app="workers.app", database_url=sqlite_url)
     worker.until("ready")
     send(redis_url, 0)
     assert worker.process.wait(20) == 1
