@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from workers.api import ApiClient, Outage
 from workers.footage.picture import encode_jpeg
 from workers.limits import Breaker, Concurrency, EndpointRests, RateLimit, is_resting
 from workers.settings import WorkerSettings
-from workers.shared import PREFIX, Shared
+from workers.shared import PREFIX, TURN_S, Shared
 
 ENDPOINT = "http://api.test"
 
@@ -489,3 +491,40 @@ def test_ten_minutes_of_outage(
     assert 600 <= min(done) <= max(done) < 600 + 65
     lines = [r.message for r in caplog.records if r.name == "workers.limits"]
     assert [("rest" in line, "again" in line) for line in lines] == [(True, False), (False, True)]
+
+
+def test_a_turn_of_a_dead_process_is_short(redis_url: str, tmp_path: Path) -> None:
+    """A killed holder holds up the others for seconds only; a live one keeps its turn."""
+    holder = f"""
+import os, sys, time
+from workers.shared import Shared
+with Shared({redis_url!r}, "q").turn("labels"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", holder], stdout=subprocess.PIPE, cwd=tmp_path
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+    start = time.monotonic()
+    with Shared(redis_url, "q").turn("labels"):
+        assert time.monotonic() - start < TURN_S + 3
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.keys("nightreel:turn:*") == []
+
+
+def test_a_turn_lasts_while_its_holder_lives(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for anew before it runs out."""
+    monkeypatch.setattr("workers.shared.TURN_S", 0.3)
+    with Shared(redis_url, "q").turn("labels"), redis.Redis.from_url(redis_url) as client:
+        (name,) = client.keys("nightreel:turn:*")
+        token = client.get(name)
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            assert client.get(name) == token
+            time.sleep(0.02)

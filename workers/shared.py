@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,8 +29,10 @@ TIMEOUT_S = 2.0
 REST_S = 5.0
 """How long a Redis that failed is not asked."""
 HINT_LASTS_S = 24 * 3600
+TURN_S = 9.0
+"""How long a turn is held unless its holder asks for more, as a live one does every third of it."""
 LONGEST_TURN_S = 60.0
-"""How long others wait for one that holds the turn; it may have died."""
+"""How long others wait for one that holds the turn; it may hang."""
 
 
 def redis_url(broker_url: str) -> str:
@@ -94,17 +97,36 @@ class Shared:
         in vain."""
         lock = self._ask(
             lambda client: client.lock(
-                f"{PREFIX}turn:{name}", timeout=LONGEST_TURN_S, blocking_timeout=LONGEST_TURN_S
+                f"{PREFIX}turn:{name}",
+                timeout=TURN_S,
+                blocking_timeout=LONGEST_TURN_S,
+                thread_local=False,
             )
         )
         held = lock is not None and self._ask(lambda _: lock.acquire())
+        if not held:
+            yield
+            return
+        done = threading.Event()
+
+        def keep() -> None:
+            # Until a turn has lasted its longest: whoever holds it may hang.
+            for _ in range(int(LONGEST_TURN_S / TURN_S) * 3):
+                if done.wait(TURN_S / 3):
+                    return
+                with suppress(LockError, RedisError, OSError):
+                    lock.extend(TURN_S, replace_ttl=True)
+
+        keeping = threading.Thread(target=keep, name="turn", daemon=True)
+        keeping.start()
         try:
             yield
         finally:
-            if held:
-                # It may have taken longer than a turn may, or Redis may be gone.
-                with suppress(LockError, RedisError):
-                    lock.release()
+            done.set()
+            keeping.join()
+            # It may have taken longer than a turn may, or Redis may be gone.
+            with suppress(LockError, RedisError, OSError):
+                lock.release()
 
     def _named(self, keys: Sequence[str]) -> list[str]:
         return [PREFIX + key for key in keys]
