@@ -96,8 +96,9 @@ class Run:
             raise self._fault
 
     def _take_back(self) -> None:
-        """Free what an earlier run on this machine held when it was killed, without waiting for
-        its leases; a run that goes on elsewhere, or beside this one, keeps what it has."""
+        """Free what workers on this machine held when they were killed, this run's or an earlier
+        one's, without waiting for their leases; a run that goes on elsewhere, or beside this one,
+        keeps what it has."""
         dead = [
             name
             for name in ledger.lease_holders(self.engine, self.job_id)
@@ -139,10 +140,12 @@ class Run:
                     raise BudgetReached(f"stopped: {status.held}; the same command goes on")
             if farm is None and status.open_tasks:
                 farm = stack.enter_context(self._farm(stack))
-            if farm is not None:
-                for name in farm.check():
+            if farm is not None and (again := farm.check()):
+                for name in again:
                     display.say(f"the {name} process ended and was started again")
-            elif planned:
+                # What it had taken, from the ledger or from the queue, no timeout need find.
+                with_retries(self._take_back)
+            if farm is None and planned:
                 # Nothing to do for workers: what is left is closed here.
                 with_retries(lambda: ledger.close_finished(self.engine, self.job_id))
                 status = with_retries(lambda: ledger.status(self.engine, self.job_id))

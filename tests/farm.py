@@ -289,6 +289,12 @@ class Part:
         """All that it has logged."""
         return self.log.read_text(errors="replace")
 
+    def heeds_sigterm(self) -> bool:
+        """Whether it has come so far as to end in an orderly way when it is asked to."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return bool(caught >> (signal.SIGTERM - 1) & 1)
+
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
         """Send a signal to the process, or to all of its group."""
         with suppress(ProcessLookupError):
@@ -445,6 +451,7 @@ class Farm:
             raise
         running = [part for part in self.parts if part.process.poll() is None]
         for part in running:
+            wait_until(part.heeds_sigterm, f"{part.name} has started")
             part.signal(signal.SIGTERM)
         for part in running:
             assert part.process.wait(25) == 0, f"{part.name} ended with {part.process.returncode}"

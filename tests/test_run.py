@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from clips import make_clip, make_sound
 from contract_server import ContractServer, answer_with, contract_server
 
@@ -277,8 +278,12 @@ def test_a_killed_run_leaves_no_process_and_resumes(
     assert {row["state"] for row in rows} == {"complete"}
 
 
-def test_a_killed_worker_is_replaced(tmp_path: Path, archive: Path, api: ContractServer) -> None:
-    """Killing the workers in the middle of a run loses nothing."""
+@pytest.mark.parametrize("robbed", [False, True], ids=["", "with-its-messages"])
+def test_killed_workers_are_replaced(
+    tmp_path: Path, archive: Path, api: ContractServer, redis_url: str, robbed: bool
+) -> None:
+    """Killing the workers in the middle of a run loses nothing; messages that they had taken and
+    not answered are missed at once, not when the queue's timeout is over."""
     slow = [True]
 
     def slowly(handler: Any, body: dict[str, Any]) -> None:
@@ -289,8 +294,12 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, archive: Path, api: Contrac
     process = start(
         tmp_path, *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
         *("--workers", "2", "--format", "json"), NIGHTREEL_LEASE_S="3",
+        NIGHTREEL_QUEUED_TIMEOUT_S="3600", NIGHTREEL_BROKER_URL=redis_url,
     )  # fmt: skip
     wait_until(lambda: len(api.requests) > 0)
+    if robbed:
+        with redis.Redis.from_url(redis_url) as queue:
+            wait_until(lambda: _taken(queue) > 0)
     slow[0], api.always = False, None
     for pid in processes_of(tmp_path):
         try:
@@ -302,6 +311,12 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, archive: Path, api: Contrac
     assert process.returncode == 0, err
     assert {row["state"] for row in json.loads(out)} == {"complete"}
     assert "started again" in err
+
+
+def _taken(queue: redis.Redis) -> int:
+    """Take what waits in the run's queue, as a worker does that then dies."""
+    lists = [key for key in queue.keys("*") if queue.type(key) == b"list"]
+    return sum(queue.llen(key) * queue.delete(key) for key in lists)
 
 
 def test_a_refused_key_stops_the_job_and_keeps_it(
