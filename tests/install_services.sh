@@ -1,5 +1,6 @@
 #!/bin/sh
-# Redis, PostgreSQL, libfaketime and promtool for the tests, from Debian's packages, where they are missing.
+# Redis, PostgreSQL, libfaketime, Prometheus and wget for the tests, from Debian's packages, where
+# they are missing.
 # Nothing is started here: the tests start their own servers, on their own ports, in their own
 # directories.
 set -eu
@@ -10,6 +11,7 @@ command -v initdb >/dev/null 2>&1 || ls /usr/lib/postgresql/*/bin/initdb >/dev/n
     missing="$missing postgresql"
 ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime"
 command -v promtool >/dev/null 2>&1 || missing="$missing prometheus"
+command -v wget >/dev/null 2>&1 || missing="$missing wget"
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

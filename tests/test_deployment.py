@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import urllib.parse
 import urllib.request
 import venv
 from base64 import b64decode
@@ -927,6 +928,94 @@ def test_grafana_finds_its_dashboard_and_its_data() -> None:
         assert max(x for x, _ in cells) < 24
         taken |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+PANELS = {panel["title"]: [t["expr"] for t in panel["targets"]] for panel in DASHBOARD["panels"]}
+QUIET = {"Errors"}
+"""Panels without a series as long as nothing goes wrong."""
+
+
+@pytest.fixture
+def watching(tmp_path: Path) -> Place:
+    """Where Prometheus runs: it asks every second, at addresses instead of names, and stands in for
+    the name that Grafana knows it by."""
+    for program in ("prometheus", "wget"):
+        if shutil.which(program) is None:
+            missing(program)
+    (tmp_path / "prometheus" / "data").mkdir(parents=True)
+    inside = {
+        "/etc/prometheus/": f"{tmp_path}/prometheus/",
+        "=/prometheus": f"={tmp_path}/prometheus/data",
+        "//prometheus:": "//127.0.0.1:",
+        "9090": str(free_port()),
+    }
+    return Place(tmp_path / "prometheus", [], inside)
+
+
+def write_targets(watching: Place, ports: Mapping[str, int]) -> None:
+    """Prometheus's files with the ports of services here for the names that it would look up."""
+    asked = configuration("prometheus/prometheus.yml")
+    asked["global"] = dict.fromkeys(asked["global"], "1s")
+    for job in asked["scrape_configs"]:
+        del job["dns_sd_configs"]
+        job["static_configs"] = [{"targets": [f"127.0.0.1:{ports[job['job_name']]}"]}]
+    (watching.folder / "prometheus.yml").write_text(yaml.safe_dump(asked))
+    shutil.copy(ROOT / "deploy" / "prometheus" / "rules.yml", watching.folder)
+
+
+def test_what_befalls_a_deployment_is_seen_on_its_dashboard(
+    stack: Stack, archive: Path, at_home: Place, watching: Place
+) -> None:
+    """All that the file starts at once, Prometheus by its own command: each service is asked, every
+    panel's queries answer at the address that Grafana is given, and no alert is up."""
+    write_towers(Path(at_home.replaced["/models"]))
+    services = read(
+        VARIABLES
+        | {"MODEL_DIR": "/srv/clip", "NIGHTREEL_TASK_SECONDS": "2"}
+        | {"NIGHTREEL_API_URL": at_home.here("http://127.0.0.1:9001")}
+    )["services"]
+    ports = {"scheduler": free_port(), "worker": free_port(), "api": int(at_home.here("9001"))}
+    write_targets(watching, ports)
+    (source,) = configuration("grafana/provisioning/datasources/prometheus.yml")["datasources"]
+
+    def ask(path: str, **query: str) -> Any:
+        address = f"{watching.here(source['url'])}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(address) as answer:
+            return json.load(answer)["data"]
+
+    def shown() -> set[str]:
+        return {
+            title
+            for title, queries in PANELS.items()
+            if all(ask("query", query=query)["result"] for query in queries)
+        }
+
+    assert stack.place.run(services["migrate"]).returncode == ExitCode.OK
+    with ExitStack() as running:
+        for place, name, *more in (
+            (at_home, "api"),
+            *((stack.apart(**{METRICS_PORT: str(ports[n])}), n) for n in ("scheduler", "worker")),
+            (watching, "prometheus", watching.here("--web.listen-address=127.0.0.1:9090")),
+        ):
+            # The image's own entry point, where the file says none.
+            service = {"entrypoint": ["prometheus"]} if name == "prometheus" else {}
+            started = running.enter_context(Started(place, service | services[name], *more))
+            started.until_healthy()
+        submit(stack, services, "red", "blue", fit="pad")
+        waited = stack.place.run(services["nightreel"], "status", "--wait")
+        assert waited.returncode == ExitCode.OK, waited.stdout + waited.stderr
+        deadline = time.monotonic() + 60
+        while silent := set(PANELS) - QUIET - shown():
+            assert time.monotonic() < deadline, silent
+            time.sleep(0.2)
+        assert {t["labels"]["job"] for t in ask("targets")["activeTargets"]} == set(ports)
+        assert {t["health"] for t in ask("targets")["activeTargets"]} == {"up"}
+        (rules,) = ask("rules")["groups"]
+        assert {rule["name"]: rule["health"] for rule in rules["rules"]} == dict.fromkeys(
+            RULES, "ok"
+        )
+        assert ask("alerts")["alerts"] == []
+        started.stop()
 
 
 # --- the document ---
