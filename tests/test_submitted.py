@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sqlalchemy import Engine, Table, func, select, text, update
 
 from storage import ledger, results
 from storage.database import connect, reading, writing
+from storage.dialect import lock_ledger
 from storage.ledger import KeyTaken, ProbeClaim
 from storage.ledger.job import lock_job
 from storage.ledger.probes import _finish as finish_planning_of
@@ -347,6 +349,39 @@ def test_a_planning_worker_waits_for_nobody_who_submits(postgres_url: str) -> No
         lock_job(connection, claim.job_id)
         ended = pool.submit(ledger.plan_probed, engine, claim, video_id, info(RANGE), ranges(RANGE))
         assert ended.result(20)
+    engine.dispose()
+
+
+COMMANDS: dict[str, Callable[[Engine, int], object]] = {
+    "submit again": lambda engine, _: submitted(engine, ArchiveFile("/b.mp4", 1, 1)),
+    "pause": lambda engine, job_id: ledger.pause_job(engine, job_id, "by-hand", "later"),
+    "cancel": ledger.cancel_job,
+    "retry": ledger.retry_job,
+    "recover": ledger.recover,
+    "sweep": lambda engine, _: ledger.sweep(engine, 60),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_holds_nothing_while_it_waits_for_the_feeder(
+    postgres_url: str, command: str
+) -> None:
+    """What changes many rows waits for its turn before it locks the first of them, or it and the
+    feeder would wait for each other."""
+    engine = connect(postgres_url)
+    job_id = submitted(engine, ArchiveFile("/a.mp4", 1, 1))
+    for second in (1, 2):
+        video_id = ledger.register_file(engine, ArchiveFile(f"/{second}.mp4", 1, 1), f"c{second}")
+        ledger.plan_video(engine, job_id, video_id, info(RANGE), ranges(RANGE))
+    ledger.feed(engine, 1)
+    with ThreadPoolExecutor(1) as pool:
+        with writing(engine) as connection:
+            lock_ledger(connection)
+            ended = pool.submit(COMMANDS[command], engine, job_id)
+            until_blocked(engine)
+            for table in (jobs, job_videos, tasks, probes):
+                connection.execute(select(table).with_for_update(nowait=True))
+        ended.result(20)
     engine.dispose()
 
 
