@@ -39,6 +39,7 @@ def examine(
 def _queue(broker_url: str | None) -> Finding:
     from nightreel.local import broker_binary
     from scheduler.feeder import QueueUnavailable, broker_address, check_broker
+    from storage.settings import SecretUnreadable
     from workers.app import make_app
 
     if broker_url is None:
@@ -49,10 +50,10 @@ def _queue(broker_url: str | None) -> Finding:
             else "none: pip install 'nightreel[local]', or set NIGHTREEL_BROKER_URL"
         )
         return Finding("queue", binary is not None, said, ExitCode.QUEUE)
-    app = make_app()
     try:
+        app = make_app()
         check_broker(app)
-    except QueueUnavailable as error:
+    except (QueueUnavailable, SecretUnreadable) as error:
         return Finding("queue", False, str(error), ExitCode.QUEUE)
     return Finding("queue", True, broker_address(app), ExitCode.QUEUE)
 
@@ -83,13 +84,14 @@ def _api(url: str | None) -> Finding:
         if served.notice:
             said += f" ({served.notice})"
         return Finding("API", True, said, ExitCode.API)
+    from storage.settings import SecretUnreadable
     from workers.api import ApiClient, ApiError
-    from workers.settings import KeyUnreadable, WorkerSettings
+    from workers.settings import WorkerSettings
 
     try:
         client = ApiClient(WorkerSettings(api_url=url))
         identity = client.identity()
-    except (ApiError, KeyUnreadable, ValueError) as error:
+    except (ApiError, SecretUnreadable, ValueError) as error:
         return Finding("API", False, str(error), ExitCode.API)
     return Finding("API", True, f"{client.base}, model {identity.model}", ExitCode.API)
 

@@ -18,7 +18,7 @@ from scheduler.feeder import Feeder, QueueUnavailable, check_broker, publisher
 from scheduler.settings import SchedulerSettings
 from storage.database import DatabaseError, check, connect
 from storage.exits import ExitCode
-from storage.settings import StorageSettings
+from storage.settings import SecretUnreadable, StorageSettings, complaint
 from workers import logs
 from workers.app import make_app
 from workers.limits import is_resting
@@ -52,10 +52,8 @@ def main() -> int:
     except QueueUnavailable as error:
         return _end(error, ExitCode.QUEUE)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
-        said = "; ".join(f"NIGHTREEL_{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong)
-        return _end(said, ExitCode.USAGE)
-    except (PortTaken, ValueError) as error:
+        return _end(complaint(error), ExitCode.USAGE)
+    except (PortTaken, SecretUnreadable) as error:
         return _end(error, ExitCode.USAGE)
     return ExitCode.OK
 
@@ -82,7 +80,7 @@ def _feeder(
 
 def _shared() -> Shared:
     queue = QueueSettings()
-    return Shared(queue.broker_url.get_secret_value(), queue.queue)
+    return Shared(queue.address(), queue.queue)
 
 
 def _serve_all(  # noqa: PLR0917

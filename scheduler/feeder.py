@@ -173,7 +173,8 @@ class Feeder:
 
     def _sweep(self) -> None:
         timeout_s = self._settings.queued_timeout_s
-        swept = ledger.sweep(self._engine, timeout_s, waiting=self._waiting())
+        most = self._settings.max_attempts
+        swept = ledger.sweep(self._engine, timeout_s, most, waiting=self._waiting())
         if swept.expired or swept.unqueued or swept.failed:
             log.info(
                 "swept: %d leases expired, %d messages unanswered, %d failed",

@@ -7,6 +7,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from storage.settings import read_secret
+
 
 class SchedulerSettings(BaseSettings):
     """The pace of feeding and sweeping."""
@@ -39,17 +41,15 @@ class SchedulerSettings(BaseSettings):
         default=None, description="file that holds that secret instead"
     )
 
+    max_attempts: int = Field(
+        default=5,
+        ge=1,
+        description="tries of a task that fails by its own fault, or whose workers vanish",
+    )
+
     def secret(self) -> str | None:
         """What signs webhooks, from the environment or from the secret file; None where none is
-        set. ValueError where the file cannot be read."""
-        if self.notify_secret is not None:
-            return self.notify_secret.get_secret_value().strip() or None
-        if self.notify_secret_file is None:
-            return None
-        try:
-            return self.notify_secret_file.read_text(encoding="utf-8").strip() or None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"the secret file {self.notify_secret_file} cannot be read "
-                f"({type(error).__name__}): check NIGHTREEL_NOTIFY_SECRET_FILE"
-            ) from error
+        set. Raises SecretUnreadable."""
+        return read_secret(
+            "NIGHTREEL_NOTIFY_SECRET_FILE", self.notify_secret, self.notify_secret_file
+        )

@@ -26,7 +26,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from storage.dialect import lock_ledger, one_line
-from storage.settings import StorageSettings
+from storage.settings import SecretUnreadable, StorageSettings
 
 T = TypeVar("T")
 
@@ -125,16 +125,12 @@ def _connect_sqlite(url: URL) -> Engine:
 
 def _with_password(url: URL) -> URL:
     """The address with the password of the secret file, if there is one and it names none."""
-    file = StorageSettings().database_password_file
-    if file is None or url.password is not None:
+    if url.password is not None:
         return url
     try:
-        return url.set(password=file.read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadDatabaseUrl(
-            f"the database's password file {file} cannot be read ({type(error).__name__}): "
-            "check NIGHTREEL_DATABASE_PASSWORD_FILE"
-        ) from None
+        return url.set(password=StorageSettings().database_password())
+    except SecretUnreadable as error:
+        raise BadDatabaseUrl(str(error)) from None
 
 
 def _connect_postgresql(url: URL) -> Engine:

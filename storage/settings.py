@@ -1,11 +1,36 @@
-"""Where the results live, as the environment says it."""
+"""Where the results live, as the environment says it, and how it holds secrets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SecretUnreadable(Exception):
+    """The file that should hold a key or password cannot be read; the message names the setting."""
+
+
+def read_secret(setting: str, value: SecretStr | None, file: Path | None) -> str | None:
+    """The secret that the environment holds as `value` or in `file`, which `setting` names; None
+    where neither is given or it is empty. Raises SecretUnreadable."""
+    if value is not None:
+        return value.get_secret_value().strip() or None
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8").strip() or None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SecretUnreadable(
+            f"the secret file {file} cannot be read ({type(error).__name__}): check {setting}"
+        ) from error
+
+
+def complaint(error: ValidationError) -> str:
+    """What is wrong with settings, in one line that names the variables and shows no value."""
+    wrong = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"NIGHTREEL_{one['loc'][0]}".upper() + f": {one['msg']}" for one in wrong)
 
 
 class StorageSettings(BaseSettings):
@@ -23,3 +48,7 @@ class StorageSettings(BaseSettings):
         default=None,
         description="file that holds the database's password, where the address names none",
     )
+
+    def database_password(self) -> str | None:
+        """What the password file holds, if there is one. Raises SecretUnreadable."""
+        return read_secret("NIGHTREEL_DATABASE_PASSWORD_FILE", None, self.database_password_file)

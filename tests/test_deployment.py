@@ -159,6 +159,7 @@ def test_a_secret_is_seen_by_those_alone_who_need_it() -> None:
             holders[secret].add(name)
     assert holders == {
         "database_password": {"postgres", "migrate", "scheduler", "worker", "nightreel"},
+        "broker_password": {"scheduler", "worker", "nightreel", "flower"},
         "api_key": {"worker", "nightreel"},
         "notify_secret": {"scheduler"},
         "grafana_password": {"grafana"},

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+import redis
 from pydantic import SecretStr
 from rows import planned
 
 from scheduler import feeder
-from scheduler.feeder import Feeder, QueueUnavailable, publisher
+from scheduler.feeder import (
+    Feeder,
+    QueueUnavailable,
+    broker_address,
+    check_broker,
+    publisher,
+)
 from scheduler.metrics import Health
 from scheduler.settings import SchedulerSettings
 from storage.database import connect
 from workers.app import CLASSIFY_RANGE, make_app
 from workers.settings import QueueSettings
+from workers.shared import Shared
 
 
 def test_a_redis_that_hangs_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +42,31 @@ def test_a_redis_that_hangs_is_given_up_soon(monkeypatch: pytest.MonkeyPatch) ->
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(publish, CLASSIFY_RANGE, [1])
             assert isinstance(sending.exception(15), QueueUnavailable)
+
+
+@pytest.fixture
+def guarded(redis_url: str) -> Iterator[str]:
+    """The address of a Redis that wants `pass:w/rd`."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.config_set("requirepass", "pass:w/rd")
+        yield redis_url
+        client.config_set("requirepass", "")
+
+
+def test_the_queue_s_password_comes_from_a_file(guarded: str, tmp_path: Path) -> None:
+    """Celery and the shared limits use it; no message shows it; without it the queue is refused."""
+    file = tmp_path / "password"
+    file.write_text("pass:w/rd\n")
+    settings = QueueSettings(broker_url=SecretStr(guarded), broker_password_file=file)
+    app = make_app(settings)
+    check_broker(app)
+    publisher(app)(CLASSIFY_RANGE, [1])
+    with closing(Shared(settings.address(), settings.queue)) as shared:
+        assert shared.waiting() == 1
+    assert "w/rd" not in broker_address(app)
+    assert "w%2Frd" not in broker_address(app)
+    with pytest.raises(QueueUnavailable):
+        check_broker(make_app(QueueSettings(broker_url=SecretStr(guarded))))
 
 
 class Told(Health):

@@ -411,6 +411,13 @@ def test_an_external_queue_and_postgresql_serve_the_same_command(
             "queue",
         ),
         (["run", "archive"], {"NIGHTREEL_BROKER_URL": "garbage://x"}, 10, "NIGHTREEL_BROKER_URL"),
+        (["run", "archive"], {"NIGHTREEL_BROKER_URL": "redis://[::1"}, 10, "NIGHTREEL_BROKER_URL"),
+        (
+            ["run", "archive"],
+            {"NIGHTREEL_BROKER_URL": "redis://h", "NIGHTREEL_BROKER_PASSWORD_FILE": "gone"},
+            2,
+            "NIGHTREEL_BROKER_PASSWORD_FILE",
+        ),
         (["run", "archive"], {"NIGHTREEL_API_KEY_FILE": "gone"}, 2, "NIGHTREEL_API_KEY_FILE"),
         (["run", "archive", "--api", "http://[::1"], {}, 12, "NIGHTREEL_API_URL"),
         (["run", "archive", "--db", "postgresql://h:bad/x"], {}, 11, "NIGHTREEL_DATABASE_URL"),
@@ -729,6 +736,7 @@ def test_a_run_goes_on_when_nobody_listens_to_its_talk(
     [
         ({"NIGHTREEL_API_IN_FLIGHT": "0"}, "NIGHTREEL_API_IN_FLIGHT"),
         ({"NIGHTREEL_API_KEY_FILE": "/nowhere"}, "NIGHTREEL_API_KEY_FILE"),
+        ({"NIGHTREEL_BROKER_PASSWORD_FILE": "/nowhere"}, "NIGHTREEL_BROKER_PASSWORD_FILE"),
     ],
 )
 def test_a_worker_with_a_wrong_setting_does_not_start(

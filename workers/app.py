@@ -12,6 +12,7 @@ from kombu.transport import redis as redis_transport
 from kombu.transport import virtual
 from redis.exceptions import RedisError
 
+from storage.settings import SecretUnreadable
 from workers.settings import QueueSettings
 
 CLASSIFY_RANGE = "nightreel.classify_range"
@@ -40,9 +41,10 @@ redis_transport.Channel.QoS = _QoS
 
 
 def make_app(settings: QueueSettings | None = None) -> Celery:
-    """Return the Celery app for the broker that the environment (or `settings`) names."""
+    """Return the Celery app for the broker that the environment (or `settings`) names. Raises
+    SecretUnreadable."""
     settings = settings or QueueSettings()
-    broker_url = settings.broker_url.get_secret_value()
+    broker_url = settings.address()
     app = Celery("nightreel", broker=broker_url)
     app.conf.update(
         # Named twice, or Celery takes CELERY_BROKER_URL from the environment before ours.
@@ -85,4 +87,12 @@ def make_app(settings: QueueSettings | None = None) -> Celery:
     return app
 
 
-app = make_app()
+def _of_the_environment() -> Celery:
+    try:
+        return make_app()
+    except SecretUnreadable:
+        # Each process that needs the queue says so as it begins; an import must not end it.
+        return make_app(QueueSettings(broker_password_file=None))
+
+
+app = _of_the_environment()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from storage.settings import read_secret
+
 MAX_BATCH = 8
 """The real server answers 500 beyond this many pictures, or prompts of a comparison."""
-
-
-class KeyUnreadable(Exception):
-    """The file that should hold the API key cannot be read."""
 
 
 class KeyTransport(StrEnum):
@@ -34,7 +33,28 @@ class QueueSettings(BaseSettings):
     broker_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis that carries the tasks"
     )
+    broker_password_file: Path | None = Field(
+        default=None,
+        description="file that holds that Redis's password, where the address names none",
+    )
     queue: str = Field(default="nightreel", description="name of the queue on that Redis")
+
+    def address(self) -> str:
+        """The broker's address with the password of the secret file, where there is one and the
+        address names none. Raises SecretUnreadable."""
+        url = self.broker_url.get_secret_value()
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return url  # whoever connects says what is wrong with it
+        if parts.password is not None or parts.hostname is None:
+            return url
+        setting = "NIGHTREEL_BROKER_PASSWORD_FILE"
+        password = read_secret(setting, None, self.broker_password_file)
+        if password is None:
+            return url
+        user, _, host = parts.netloc.rpartition("@")
+        return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
 
 
 class LogFormat(StrEnum):
@@ -110,23 +130,15 @@ class WorkerSettings(BaseSettings):
         default=90, ge=3, description="seconds a claimed task is held without a heartbeat"
     )
     max_attempts: int = Field(
-        default=5, ge=1, description="tries of a task that fails by its own fault"
+        default=5,
+        ge=1,
+        description="tries of a task that fails by its own fault, or whose workers vanish",
     )
     worker_name: str = Field(default="", description="prefix of the worker's name in the ledger")
 
     def key(self) -> str | None:
         """The API key, from the environment or from the secret file; None where none is set.
 
-        Raises KeyUnreadable where the secret file cannot be read.
+        Raises SecretUnreadable.
         """
-        if self.api_key is not None:
-            return self.api_key.get_secret_value().strip() or None
-        if self.api_key_file is None:
-            return None
-        try:
-            return self.api_key_file.read_text(encoding="utf-8").strip() or None
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyUnreadable(
-                f"the API key file {self.api_key_file} cannot be read ({error}): "
-                "check NIGHTREEL_API_KEY_FILE"
-            ) from error
+        return read_secret("NIGHTREEL_API_KEY_FILE", self.api_key, self.api_key_file)

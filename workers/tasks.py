@@ -40,7 +40,7 @@ from storage.ranges import StoredRange, stored_range
 from storage.records import LabelSet, RangeResult, SampleResult, Usage
 from storage.schema import probes, tasks
 from storage.scoring import similarities
-from storage.settings import StorageSettings
+from storage.settings import SecretUnreadable, StorageSettings, complaint
 from workers import logs, metrics, watchdog
 from workers.api import ApiClient, ApiError, AtRest, JobPaused, JobStopped, Outage, Vectors
 from workers.app import CLASSIFY_RANGE, PROBE_FILE, app
@@ -59,7 +59,6 @@ from workers.footage.decode import FootageError, read_range
 from workers.metrics import Outcome
 from workers.probing import UNREADABLE, FileUnreadable, plan_file
 from workers.settings import (
-    KeyUnreadable,
     LogFormat,
     QueueSettings,
     ServiceSettings,
@@ -121,7 +120,7 @@ class Process:
         self.settings = WorkerSettings()
         self.engine: Engine = connect(StorageSettings().database_url)
         queue = QueueSettings()
-        self.shared = Shared(queue.broker_url.get_secret_value(), queue.queue)
+        self.shared = Shared(queue.address(), queue.queue)
         self.client = ApiClient(self.settings, self.shared)
         prefix = self.settings.worker_name or socket.gethostname()
         self.name = f"{prefix}/{os.getpid()}"
@@ -277,15 +276,15 @@ def _begin(sender: Any, **_: object) -> None:
     try:
         service = ServiceSettings()
         WorkerSettings().key()
+        QueueSettings().address()
         StorageSettings()
         logs.configure(service)
         _check_database()
         sender.quiet = service.log_format is LogFormat.JSON  # no banner among the lines
         metrics.serve(service)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_input=False)
-        said = "; ".join(f"NIGHTREEL_{e['loc'][0]}".upper() + f": {e['msg']}" for e in wrong)
-    except (KeyUnreadable, metrics.PortTaken) as error:
+        said = complaint(error)
+    except (SecretUnreadable, metrics.PortTaken) as error:
         said = str(error)
     except DatabaseError as error:
         said, code = str(error), ExitCode.DATABASE
@@ -309,7 +308,7 @@ def _check_database() -> None:
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _watch(**_: object) -> None:
     queue = QueueSettings()
-    shared = Shared(queue.broker_url.get_secret_value(), queue.queue)
+    shared = Shared(queue.address(), queue.queue)
     watchdog.start(shared, ServiceSettings().stall_s)
 
 

@@ -181,7 +181,7 @@ def _code_of(error: Exception) -> ExitCode | None:
         ("scheduler.labels", "LabelsError", ExitCode.USAGE),
         ("scheduler.feeder", "QueueUnavailable", ExitCode.QUEUE),
         ("workers.api", "ApiError", ExitCode.API),
-        ("workers.settings", "KeyUnreadable", ExitCode.USAGE),
+        ("storage.settings", "SecretUnreadable", ExitCode.USAGE),
         ("pydantic_core", "ValidationError", ExitCode.USAGE),
     )
     for module, name, code in by_type:

@@ -76,6 +76,7 @@ def run(  # noqa: PLR0917 - one parameter an option
     from scheduler.submit import job_spec
     from storage import database, duplicates, ledger
     from storage.records import Fit
+    from workers.settings import QueueSettings
 
     sampling = request.sampling()
     served = request.served()
@@ -108,7 +109,7 @@ def run(  # noqa: PLR0917 - one parameter an option
         api_engine=served.engine,
         api_url=request.api_url,
         max_rps=max_rps,
-        broker_url=os.environ.get("NIGHTREEL_BROKER_URL") or None,
+        broker_url=QueueSettings().address() if os.environ.get("NIGHTREEL_BROKER_URL") else None,
     )
     try:
         one_run.carry_out(files)

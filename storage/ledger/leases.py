@@ -25,7 +25,6 @@ from sqlalchemy import (
     cast,
     func,
     literal,
-    or_,
     select,
     update,
 )
@@ -114,14 +113,14 @@ def take(
 
 @functools.cache  # to build it takes a third of a claim
 def _taking(table: Table) -> ReturningUpdate[int]:
-    waiting = table.c.state.in_([TaskState.PENDING, TaskState.QUEUED])
-    orphaned = and_(_expired(table), table.c.attempts < MAX_ATTEMPTS)
     job_state = select(jobs.c.state).where(jobs.c.id == table.c.job_id).scalar_subquery()
     return (
         update(table)
         .where(
             table.c.id == bindparam("wanted"),
-            or_(waiting, orphaned),
+            # A lease that has run out is for the sweep to take: after an outage it gives the owner
+            # time to say that it lives.
+            table.c.state.in_([TaskState.PENDING, TaskState.QUEUED]),
             table.c.not_before_ms <= Now(),
             job_state == JobState.RUNNING,
         )
