@@ -7,12 +7,15 @@ a job of 1,000,000 embedded samples (512 numbers each) and 10,000,000 prediction
 asks, and prints seconds and bounds; one that it has filled before is asked again as it is. About
 4 GB on each database.
 
-On a shared machine of two Xeon cores, files in the page cache, 22 November 2026, in seconds:
+In one run on two shared, otherwise idle cores of a Xeon, files in the page cache, 23 November 2026, in
+seconds:
 
-    1,000,000 samples                SQLite: ours / bound     PostgreSQL 15: ours / bound
-    search, top 20                   1.39 / 1.13  x1.23       1.68 / 1.13  x1.49
-    relabel, 20 labels: best labels  1.73 / 1.38  x1.25       2.25 / 1.44  x1.56
-    relabel, all rows written        30.1 / 18.5  x1.63       45.8 / 14.0  x3.27
+    1,000,000 samples                 SQLite: ours / bound     PostgreSQL 15: ours / bound
+    500,000 predictions inserted      0.88 / 0.84  x1.05       1.03 / 1.30  x0.79
+    summary of one video              0.002                    0.005
+    search, top 20                    1.27 / 1.12  x1.14       1.48 / 1.05  x1.41
+    relabel, 20 labels: best labels   1.60 / 1.33  x1.20       2.24 / 1.38  x1.63
+    relabel, all rows written         30.8 / 18.1  x1.71       56.7 / 16.5  x3.44
 """
 
 from __future__ import annotations

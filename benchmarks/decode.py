@@ -6,16 +6,18 @@ Recipe of the measured files: the folder's clips, five seconds of each in the or
 and again from the start until the length is reached, scaled and padded to 1920x1080 at 30 frames a
 second, H.264 (x264, 3 B-frames), no sound.
 
-    usual   preset veryfast, CRF 23; a keyframe where the scene changes and at least every 2 s
-    strict  the same, but a keyframe exactly every 2 s and nowhere else, which at one sample a
-            second is the worst place for keyframes: every other sample lies a whole second behind
-    camera  preset medium, 8 Mbit/s, with the noise of a sensor; keyframes as in `usual`
+    archive preset medium, 4 Mbit/s, with a little noise (luma, strength 4, new in every frame); a
+            keyframe where the scene changes and at least every 2 s
+    camera  the same with 8 Mbit/s and noise of strength 8
+    soft    preset veryfast, CRF 23, no noise; keyframes as before
+    strict  as soft, but a keyframe exactly every 2 s and nowhere else, which at one sample a second
+            is the worst place for keyframes: every other sample lies a whole second behind
 
-The clips are small and soft, so that scaled up they take 2 Mbit/s. What cameras and broadcasters
-write at 1080p is sharp, has noise in every pixel, and takes 6 to 12 Mbit/s: `camera` stands for it,
-with luma noise of strength 8 that is new in every frame.
+The clips are small and soft, so that scaled up as they are they take 2 Mbit/s. What is delivered at
+1080p takes 4 to 6 Mbit/s, which is `archive`; what a camera writes is sharper, has more noise and
+takes 6 to 12 Mbit/s.
 
-A 4K file of 10 s by the usual recipe serves the memory figure, an hour of the strict file, repeated
+A 4K file of 10 s by the soft recipe serves the memory figure, an hour of the strict file, repeated
 without encoding it again, the figures of indexing. Every way runs in a process of its own with one
 decoder thread; CPU seconds are those of the whole process after its imports.
 """
@@ -39,12 +41,38 @@ from itertools import cycle
 from pathlib import Path
 
 SIZE = 224
-RECIPES = ("usual", "strict", "camera")
+RECIPES: dict[str, tuple[str, list[str]]] = {
+    "archive": (
+        ",noise=c0s=4:c0f=t",
+        ["-preset", "medium", "-b:v", "4M", "-g", "60"],
+    ),
+    "camera": (
+        ",noise=c0s=8:c0f=t",
+        ["-preset", "medium", "-b:v", "8M", "-g", "60"],
+    ),
+    "soft": ("", ["-preset", "veryfast", "-crf", "23", "-g", "60"]),
+    "strict": (
+        "",
+        [
+            "-preset",
+            "veryfast",
+            "-crf",
+            "23",
+            "-g",
+            "60",
+            "-keyint_min",
+            "60",
+            "-sc_threshold",
+            "0",
+        ],
+    ),
+}
+"""What a recipe adds to the chain of filters, and its options of x264."""
 LOADED = ("av", "cv2", "PIL.Image", "workers.footage.decode", "workers.footage.probe")
 
 
 def build(
-    clips: Path, target: Path, seconds: int, width: int, height: int, *, recipe: str = "usual"
+    clips: Path, target: Path, seconds: int, width: int, height: int, *, recipe: str = "soft"
 ) -> None:
     """Write a measured file by the recipe above."""
     names = sorted(path for path in clips.iterdir() if path.suffix in (".mp4", ".webm"))
@@ -57,17 +85,12 @@ def build(
     )
     graph = "".join(f"[{n}:v:0]{shape}[v{n}];" for n in range(len(chosen)))
     graph += "".join(f"[v{n}]" for n in range(len(chosen))) + f"concat=n={len(chosen)}:v=1:a=0"
-    graph += ",noise=c0s=8:c0f=t[o]" if recipe == "camera" else "[o]"
-    groups = ["-g", "60"]
-    if recipe == "strict":
-        groups += ["-keyint_min", "60", "-sc_threshold", "0"]
-    quality = ["-c:v", "libx264", "-bf", "3"]
-    if recipe == "camera":
-        quality += ["-preset", "medium", "-b:v", "8M"]
-    else:
-        quality += ["-preset", "veryfast", "-crf", "23"]
+    filters, options = RECIPES[recipe]
+    graph += f"{filters}[o]"
     command = ["ffmpeg", "-v", "error", "-y", *inputs, "-filter_complex", graph, "-map", "[o]"]
-    subprocess.run([*command, *quality, *groups, "-t", str(seconds), str(target)], check=True)
+    subprocess.run(
+        [*command, "-c:v", "libx264", "-bf", "3", *options, "-t", str(seconds), target], check=True
+    )
 
 
 def tutorial_loop(path: str) -> int:

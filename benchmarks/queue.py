@@ -12,7 +12,7 @@ has them) and takes every ledger figure on SQLite and on PostgreSQL:
                with made-up plans: the reading of media files is left out
     million    1,000,000 tasks, made by SQL: whether a task costs the same at the beginning, in the
                middle and at the end, and what closing costs
-    work       the share of all that in tasks of 60 s of 1080p (the `usual` file of decode.py, made
+    work       the share of all that in tasks of 60 s of 1080p (the `soft` file of decode.py, made
                of CLIPS_FOLDER), and what two workers make of two cores; the ideal is what two
                processes reach that decode and ask the same API with no queue between them, since
                cores share caches and memory
@@ -84,7 +84,7 @@ def main() -> None:
                 print("work", flush=True)
                 keep = options.keep or folder
                 keep.mkdir(exist_ok=True)
-                video = keep / "usual.mp4"
+                video = keep / "soft.mp4"
                 if not video.exists():
                     build(options.clips, video, 60, 1920, 1080)
                 servers = redis_pid, postgresql_pid

@@ -29,7 +29,7 @@ from storage.embedded import embedded_ranges
 from storage.ledger import BudgetSpent, JobState
 from storage.ranges import stored_range
 from storage.records import ArchiveFile, Fit, Gap, GapKind, Label, LabelSet, Sampling, TaskState
-from workers import tasks
+from workers import process, tasks
 from workers.api import ApiClient, Outage
 from workers.probing import Asked, probe_and_plan
 from workers.settings import WorkerSettings
@@ -154,14 +154,14 @@ def farm(
     monkeypatch.setenv("NIGHTREEL_BROKER_URL", redis_url)
     monkeypatch.setenv("NIGHTREEL_API_URL", server.url)
     monkeypatch.setenv("NIGHTREEL_API_ATTEMPTS", "1")
-    tasks._process.cache_clear()
+    process._made.cache_clear()
     engine = connect(sqlite_url)
     yield Farm(engine, make_clip(tmp_path / "clip.mp4", [("red", 4), ("blue", 4)]), server)
-    process = tasks._process(os.getpid())
-    process.engine.dispose()
-    process.client.close()
-    process.shared.close()
-    tasks._process.cache_clear()
+    own = process.current()
+    own.engine.dispose()
+    own.client.close()
+    own.shared.close()
+    process._made.cache_clear()
     engine.dispose()
 
 
@@ -210,7 +210,7 @@ def test_calls_that_are_not_billed_are_not_spent(farm: Farm) -> None:
     """An endpoint that turns every call away leaves budget and usage as they were; what was sent
     in vain is recorded."""
     ledger.set_budget(farm.engine, farm.job.id, 10)
-    tasks._process(os.getpid()).client.endpoint()
+    process.current().client.endpoint()
     asked = farm.billed()
     farm.server.always = answer_with(503, {"message": "loading"})
     farm.work()
@@ -224,7 +224,7 @@ def test_calls_that_are_not_billed_are_not_spent(farm: Farm) -> None:
 def test_calls_of_an_attempt_in_vain_are_spent(farm: Farm) -> None:
     """A range whose second call fails is put back, and its first call stays on the bill."""
     farm.server.stacks_lists = True
-    client = tasks._process(os.getpid()).client
+    client = process.current().client
     client.endpoint(farm.job.id)
     ledger.set_budget(farm.engine, farm.job.id, 100)
     # The texts and one picture are answered; then the API is gone.

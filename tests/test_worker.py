@@ -16,6 +16,7 @@ from storage import ledger
 from storage.records import TaskState
 from workers import tasks
 from workers.probing import FileUnreadable
+from workers.process import Process
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_host_without_the_archive_takes_its_time(
     planned(engine, 3 * RANGE)
     with contract_server(info={"model": "clip/1", "input_size": 64}) as server:
         monkeypatch.setenv("NIGHTREEL_API_URL", server.url)
-        process = tasks.Process()
+        process = Process()
         monkeypatch.setattr(tasks.time, "sleep", rested.append)
         for task_id in ledger.feed(engine, 3):
             outcome = tasks._run(process, claimed(engine, task_id))

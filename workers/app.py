@@ -50,7 +50,7 @@ def make_app(settings: QueueSettings | None = None) -> Celery:
         # Named twice, or Celery takes CELERY_BROKER_URL from the environment before ours.
         broker_read_url=broker_url,
         broker_write_url=broker_url,
-        include=["workers.tasks"],
+        include=["workers.startup", "workers.tasks"],
         task_default_queue=settings.queue,
         task_serializer="json",
         accept_content=["json"],

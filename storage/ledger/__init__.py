@@ -15,24 +15,26 @@ from storage.ledger.budget import (
     set_budget,
 )
 from storage.ledger.closing import ClosedVideo, close_finished
+from storage.ledger.control import (
+    cancel_job,
+    expire_leases,
+    lease_holders,
+    pause_job,
+    recover,
+    resume_job,
+    retry_job,
+)
 from storage.ledger.feeding import PRIORITIES, feed, feed_probes
 from storage.ledger.job import (
     Job,
     JobState,
     KeyTaken,
     NoSuchJob,
-    cancel_job,
-    expire_leases,
     finish_planning,
     get_job,
     latest_job,
-    lease_holders,
     open_job,
-    pause_job,
-    recover,
     reopen_planning,
-    resume_job,
-    retry_job,
 )
 from storage.ledger.job import all_jobs as jobs
 from storage.ledger.leader import lead, step_down

@@ -1,0 +1,67 @@
+"""What a worker does as it starts: check that it could run a task, then log, count and watch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.signals import setup_logging, worker_init, worker_ready
+from pydantic import ValidationError
+
+from storage.database import DatabaseError, DatabaseUnavailable, check, connect
+from storage.exits import ExitCode
+from storage.settings import SecretUnreadable, StorageSettings, complaint
+from workers import logs, metrics, watchdog
+from workers.settings import LogFormat, QueueSettings, ServiceSettings, WorkerSettings
+from workers.shared import Shared
+
+log = logging.getLogger(__name__)
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _set_up_logging(**_: object) -> None:
+    """Keep Celery from setting up logging of its own."""
+    logs.configure(ServiceSettings())
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _begin(sender: Any, **_: object) -> None:
+    """End a worker that could run no task, rather than let it drop one message after another."""
+    code = ExitCode.USAGE
+    try:
+        service = ServiceSettings()
+        WorkerSettings().key()
+        QueueSettings().address()
+        StorageSettings()
+        logs.configure(service)
+        _check_database()
+        sender.quiet = service.log_format is LogFormat.JSON  # no banner among the lines
+        metrics.serve(service)
+    except ValidationError as error:
+        said = complaint(error)
+    except (SecretUnreadable, metrics.PortTaken) as error:
+        said = str(error)
+    except DatabaseError as error:
+        said, code = str(error), ExitCode.DATABASE
+    else:
+        return
+    log.error("the worker does not start: %s", said)
+    raise SystemExit(code)
+
+
+def _check_database() -> None:
+    """Raise DatabaseError where the database can never serve; one that is away is waited for."""
+    engine = connect(StorageSettings().database_url)
+    try:
+        check(engine)
+    except DatabaseUnavailable as error:
+        log.warning("%s; the worker starts and waits for it", error)
+    finally:
+        engine.dispose()
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _watch(**_: object) -> None:
+    queue = QueueSettings()
+    shared = Shared(queue.address(), queue.queue)
+    watchdog.start(shared, ServiceSettings().stall_s)
