@@ -7,8 +7,8 @@ a job of 1,000,000 embedded samples (512 numbers each) and 10,000,000 prediction
 asks, and prints seconds and bounds; one that it has filled before is asked again as it is. About
 4 GB on each database.
 
-In one run on two shared, otherwise idle cores of a Xeon, files in the page cache, 23 November 2026, in
-seconds:
+In one run on two shared, otherwise idle cores of a Xeon, files in the page cache, 23 November 2026,
+in seconds:
 
     1,000,000 samples                 SQLite: ours / bound     PostgreSQL 15: ours / bound
     500,000 predictions inserted      0.88 / 0.84  x1.05       1.03 / 1.30  x0.79
