@@ -313,6 +313,32 @@ def test_killed_workers_are_replaced(
     assert "started again" in err
 
 
+def test_a_killed_queue_is_replaced(tmp_path: Path, archive: Path, api: ContractServer) -> None:
+    """Killing the embedded queue with all that it holds delays the run and loses nothing."""
+    api.always = lambda handler, body: time.sleep(2)
+    process = start(
+        tmp_path, *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
+        *("--workers", "1", "--format", "json"),
+        NIGHTREEL_QUEUED_TIMEOUT_S="3600", NIGHTREEL_API_READ_TIMEOUT_S="1",
+    )  # fmt: skip
+    wait_until(lambda: len(api.requests) > 0)
+
+    leashes = [
+        pid
+        for pid in processes_of(tmp_path)
+        if {b"nightreel.leash", b"--unixsocket"}
+        <= set(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+    ]
+    (leash,) = leashes
+    (queue,) = Path(f"/proc/{leash}/task/{leash}/children").read_text().split()
+    os.kill(int(queue), signal.SIGKILL)
+    api.always = None
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert {row["state"] for row in json.loads(out)} == {"complete"}
+    assert "the queue process ended and was started again" in err
+
+
 def _taken(queue: redis.Redis) -> int:
     """Take what waits in the run's queue, as a worker does that then dies."""
     lists = [key for key in queue.keys("*") if queue.type(key) == b"list"]
