@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hmac
 import importlib.metadata
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pydantic_core
 from fastapi import FastAPI, HTTPException, Request, Response
-from fastapi.encoders import jsonable_encoder
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from clipserver.contract import (
-    KNOWN_VERSIONS,
     ClipRequest,
     CompareRequest,
     EmbedImageRequest,
@@ -28,6 +24,7 @@ from clipserver.contract import (
 )
 from clipserver.edge import Edge
 from clipserver.engines import Engine
+from clipserver.intake import Intake
 from clipserver.metrics import CONTENT_TYPE
 from clipserver.service import Service
 from clipserver.settings import Settings
@@ -38,6 +35,7 @@ NAME = "nightreel clipserver"
 def create_app(engine: Engine, settings: Settings, api_key: str | None = None) -> FastAPI:
     """The application. Where an `api_key` is given, requests that embed must carry it."""
     service = Service(engine, settings)
+    intake = Intake(api_key, int(settings.server_max_body_mb * 1e6))
     description = engine.description
     about = {
         "name": NAME,
@@ -58,11 +56,9 @@ def create_app(engine: Engine, settings: Settings, api_key: str | None = None) -
     app = FastAPI(
         title=NAME,
         lifespan=lifespan,
-        max_body_size=int(settings.server_max_body_mb * 1e6),
         redirect_slashes=False,
-        # No pages that would load scripts from elsewhere.
-        docs_url=None,
-        redoc_url=None,
+        # Bodies are read by the intake, of which a generated description would know nothing.
+        openapi_url=None,
         # Addresses may carry the key and bodies the pictures: neither is told to anyone.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -74,52 +70,32 @@ def create_app(engine: Engine, settings: Settings, api_key: str | None = None) -
 
     @app.exception_handler(Refusal)
     async def refuse(_: Request, refusal: Refusal) -> Response:
-        return JSONResponse({"message": refusal.message}, refusal.status, refusal.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        # The input is echoed, as the contract has it; ASCII alone, since it may be any characters.
-        body = json.dumps({"detail": jsonable_encoder(error.errors())})
-        return Response(body, 422, media_type="application/json")
+        # What is echoed may hold numbers that JSON does not have.
+        body = pydantic_core.to_json(refusal.body(), inf_nan_mode="null")
+        return _json(body, refusal.status, refusal.headers)
 
     @app.exception_handler(Exception)
     async def fail(_: Request, __: Exception) -> Response:
         return JSONResponse({"message": "Internal error."}, 500)
 
-    def admit(request: Request, asked: ClipRequest | None) -> None:
-        """Check key and version. The first key present counts: query, bearer, body."""
-        if api_key is not None:
-            scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-            given = (
-                request.query_params.get("api_key")
-                or (bearer.strip() if scheme.lower() == "bearer" else "")
-                or (asked.api_key if asked else None)
-                or ""
-            )
-            if not hmac.compare_digest(given.encode(), api_key.encode()):
-                raise Refusal(401, "Unauthorized: the API key is missing or wrong.")
-        version = asked.clip_version_id if asked else None
-        if version is not None and version not in KNOWN_VERSIONS:
-            raise Refusal(404, "Unknown clip_version_id.")
-
     @app.post("/clip/embed_image")
-    async def embed_image(asked: EmbedImageRequest, request: Request) -> Response:
+    async def embed_image(request: Request) -> Response:
+        asked = await intake.read(request, EmbedImageRequest)
         started = time.perf_counter()
-        admit(request, asked)
         pictures = asked.image if isinstance(asked.image, list) else [asked.image]
         return _json(embed_answer(await service.embed_pictures(pictures), started))
 
     @app.post("/clip/embed_text")
-    async def embed_text(asked: EmbedTextRequest, request: Request) -> Response:
+    async def embed_text(request: Request) -> Response:
+        asked = await intake.read(request, EmbedTextRequest)
         started = time.perf_counter()
-        admit(request, asked)
         texts = asked.text if isinstance(asked.text, list) else [asked.text]
         return _json(embed_answer(await service.embed_texts(texts), started))
 
     @app.post("/clip/compare")
-    async def compare(asked: CompareRequest, request: Request) -> Response:
+    async def compare(request: Request) -> Response:
+        asked = await intake.read(request, CompareRequest)
         started = time.perf_counter()
-        admit(request, asked)
         names, similarities = await service.compare(asked)
         return _json(compare_answer(names, similarities, started))
 
@@ -144,13 +120,13 @@ def create_app(engine: Engine, settings: Settings, api_key: str | None = None) -
 
     @app.get("/model/registry")
     async def registry(request: Request) -> dict[str, Any]:
-        admit(request, None)
+        intake.admit(request)
         return models
 
     @app.post("/model/clear")
     async def clear(request: Request) -> dict[str, Any]:
         """Forgets the remembered texts. The one model of a server at home stays loaded."""
-        admit(request, None)
+        await intake.read(request, ClipRequest)
         service.forget()
         return models
 
@@ -174,5 +150,5 @@ def create_app(engine: Engine, settings: Settings, api_key: str | None = None) -
     return app
 
 
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
+def _json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")

@@ -2,6 +2,8 @@
 
 Refusal             an answer that is an error: status and message, `{"message": ...}`
   PictureRefusal    400, a picture that cannot be used
+  TooLarge          413, a body past the server's limit
+  Malformed         422 with `{"detail": [...]}`, a body that is not what was asked for
   Busy              503 with Retry-After
 """
 
@@ -10,12 +12,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pydantic_core
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 KNOWN_VERSIONS = frozenset(
     {
@@ -32,6 +34,7 @@ KNOWN_VERSIONS = frozenset(
 )
 """What a request may name as `clip_version_id`. The one loaded engine answers for all of them."""
 
+_NAMED_PROMPTS = 10_000
 _DECIMALS = 8  # of a vector's numbers on the wire: finer than float32 resolves in unit vectors
 
 
@@ -44,12 +47,35 @@ class Refusal(Exception):  # an answer of the contract, not only a fault
         self.message = message
         self.headers = dict(headers or {})
 
+    def body(self) -> dict[str, Any]:
+        """What is answered, to be written as JSON."""
+        return {"message": self.message}
+
 
 class PictureRefusal(Refusal):
     """A picture that cannot be used, with the cause."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(400, f"Could not load input image. Cause: {cause}")
+
+
+class TooLarge(Refusal):
+    """A body past the server's limit."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(413, f"The request is larger than the {max_bytes} bytes allowed.")
+
+
+class Malformed(Refusal):
+    """A body that is no JSON or not of the asked shape: one entry for each problem, with `type`,
+    `loc`, `msg` and the `input` that was found there."""
+
+    def __init__(self, detail: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(422, "The request does not have the asked shape.")
+        self.detail = detail
+
+    def body(self) -> dict[str, Any]:
+        return {"detail": self.detail}
 
 
 class Busy(Refusal):
@@ -77,29 +103,35 @@ class ClipRequest(BaseModel):
     clip_version_id: str | None = "ViT-B-16"
 
 
+Listed = TypeVar("Listed")
+FirstFault = Annotated[Listed, Field(fail_fast=True)]
+"""A list of which the first wrong item alone is told: there may be millions."""
+
+
 class EmbedImageRequest(ClipRequest):
     """One picture or a list of them."""
 
-    image: Picture | list[Picture]
-
-
-def _encodable(text: str) -> str:
-    text.encode()
-    return text
-
-
-Text = Annotated[str, AfterValidator(_encodable)]
-"""JSON can hold half a surrogate pair, which is no text."""
+    image: Picture | FirstFault[list[Picture]]
 
 
 class EmbedTextRequest(ClipRequest):
     """One text or a list of them."""
 
-    text: Text | list[Text]
+    text: str | FirstFault[list[str]]
 
 
-Side = Picture | Text
+Side = Picture | str
 """A picture, or a string: a text, or a picture's bare base64 where pictures are compared."""
+
+
+def _told_apart(prompts: object) -> object:
+    if isinstance(prompts, dict) and len(prompts) > _NAMED_PROMPTS:
+        raise ValueError(f"at most {_NAMED_PROMPTS} named prompts are taken, a list is not bounded")
+    return prompts
+
+
+NamedSides = Annotated[dict[str, Side], BeforeValidator(_told_apart)]
+"""Bounded, since of a mapping every wrong item is told, not the first alone."""
 
 
 class CompareRequest(ClipRequest):
@@ -111,7 +143,7 @@ class CompareRequest(ClipRequest):
     subject: Side
     subject_type: Literal["image", "text"] = "image"
     # In this order: what is a picture is no mapping.
-    prompt: Annotated[Side | list[Side] | dict[Text, Side], Field(union_mode="left_to_right")]
+    prompt: Annotated[Side | FirstFault[list[Side]] | NamedSides, Field(union_mode="left_to_right")]
     prompt_type: Literal["image", "text"] = "text"
 
     def prompts(self) -> tuple[list[str] | None, list[Side]]:

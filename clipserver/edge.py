@@ -3,6 +3,7 @@ requests are taken in at once."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
@@ -38,7 +39,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500
+        status = 0
 
         async def marked(message: Message) -> None:
             nonlocal status
@@ -49,15 +50,21 @@ class Edge:
                 headers["x-processing-time"] = f"{time.perf_counter() - started:.6f}"
             await send(message)
 
+        busy = Busy()
+        refusal = JSONResponse(busy.body(), busy.status, busy.headers)
         app = self._app
         if scope["method"] == "POST" and self._requests >= _REQUESTS_AT_ONCE:
-            busy = Busy()
-            app = JSONResponse({"message": busy.message}, busy.status, busy.headers)
+            app = refusal
         self._requests += 1
         try:
             await app(scope, receive, marked)
+        except asyncio.CancelledError:
+            # The server ends and its grace is over. Who waited may ask the next one.
+            if status:
+                raise
+            await refusal(scope, receive, marked)
         finally:
             self._requests -= 1
             path = getattr(scope.get("route"), "path", "other")
             route = "other" if "{" in path else path
-            self._on_answer(route, status, time.perf_counter() - started)
+            self._on_answer(route, status or 500, time.perf_counter() - started)

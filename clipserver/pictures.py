@@ -19,6 +19,7 @@ from clipserver.fetch import fetch
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _DATA_PREFIX = re.compile(r"\s*data:image/[\w.+-]+;base64,")
+_LONGEST = 16  # times the shorter side
 _BLANK = re.compile(r"\s+")
 
 
@@ -85,6 +86,7 @@ def decode_base64(text: str) -> bytes:
 
 def square(image: Image.Image, side: int) -> Image.Image:
     """The centre square after the shorter side was brought to `side`."""
+    image = _without_far_ends(image)
     width, height = image.size
     if (width, height) == (side, side):
         return image
@@ -93,3 +95,12 @@ def square(image: Image.Image, side: int) -> Image.Image:
     left, top = round((width - side) / 2), round((height - side) / 2)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return resized.crop((left, top, left + side, top + side))
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is very long. Nothing of its ends reaches the centre square, and
+    a picture one pixel wide and thousands high would take gigabytes once it is `side` wide."""
+    width, height = image.size
+    longest = _LONGEST * min(width, height)
+    x, y = max(0, width - longest) // 2, max(0, height - longest) // 2
+    return image.crop((x, y, width - x, height - y)) if x or y else image

@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 _TEXTS_AT_ONCE = 32  # so that a request of thousands of texts lets pictures through
 _TEXTS_HELD = 10_000
+_TEXT_CHARACTERS = 4096  # far more than any engine's tokens hold; counting tokens takes its time
 
 
 class Service:
@@ -76,8 +77,9 @@ class Service:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._readers.shutdown()
-            self._engine_thread.shutdown()
+            # Nobody waits any more for what is queued; what is being computed ends by itself.
+            for threads in (self._readers, self._engine_thread):
+                threads.shutdown(wait=False, cancel_futures=True)
 
     async def embed_pictures(self, pictures: Sequence[Picture | str]) -> Vectors:
         """One row for each picture. Refusal where one of them cannot be used."""
@@ -134,6 +136,12 @@ class Service:
 
     def _check(self, texts: Sequence[str]) -> None:
         for text in texts:
+            if len(text) > _TEXT_CHARACTERS:
+                raise Refusal(
+                    400,
+                    f"Text too long: a text has {len(text)} characters where at most "
+                    f"{_TEXT_CHARACTERS} are taken.",
+                )
             try:
                 self.engine.check_text(text)
             except TextTooLongError as error:

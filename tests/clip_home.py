@@ -145,8 +145,11 @@ def start_with(options: Sequence[str], variables: dict[str, str], log: Path) -> 
 
 
 @contextmanager
-def served_here(engine: Engine, settings: Settings, api_key: str | None = None) -> Iterator[str]:
-    """Address of a server in this process, so that a test can hold its engine."""
+def served_here(
+    engine: Engine, settings: Settings, api_key: str | None = None, grace_s: int | None = None
+) -> Iterator[str]:
+    """Address of a server in this process, so that a test can hold its engine. On leaving it waits
+    `grace_s` for requests that are still being served, or until they end."""
     started = threading.Event()
 
     class Here(uvicorn.Server):
@@ -154,7 +157,8 @@ def served_here(engine: Engine, settings: Settings, api_key: str | None = None) 
             await super().startup(sockets)
             started.set()
 
-    server = Here(uvicorn.Config(create_app(engine, settings, api_key), log_config=None))
+    app = create_app(engine, settings, api_key)
+    server = Here(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=grace_s))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

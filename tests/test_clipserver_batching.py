@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +19,12 @@ import requests
 from clip_home import served_here
 from numpy.typing import NDArray
 from PIL import Image
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from clipserver.batching import Batcher
 from clipserver.contract import Busy
+from clipserver.edge import Edge
 from clipserver.engines import Description
 from clipserver.settings import Settings
 
@@ -215,3 +222,145 @@ def test_a_fault_of_the_engine_is_an_internal_error(gated: tuple[GatedEngine, st
     assert answer.status_code == 500
     assert answer.json() == {"message": "Internal error."}
     assert requests.get(f"{url}/readiness", timeout=30).status_code == 200
+
+
+@pytest.mark.expects_error_log("timeout graceful shutdown exceeded")
+def test_who_is_cut_off_at_the_end_may_ask_again() -> None:
+    """A request that outlasts the server's grace gets 503 with Retry-After, and nothing but the
+    server's own word of it is logged; the end does not wait for what is being computed."""
+    engine = GatedEngine()
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    picture = {"type": "base64", "value": base64.b64encode(buffer.getvalue()).decode()}
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with served_here(engine, Settings(), grace_s=1) as url:
+                asking = pool.submit(
+                    requests.post, f"{url}/clip/embed_image", json={"image": picture}, timeout=30
+                )
+                assert engine.entered.wait(30)
+            answer = asking.result()
+        finally:
+            engine.gate.set()
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "1"
+    assert answer.json()["message"]
+
+
+class CountingEngine:
+    """Counts the texts that it is given; all of them mean the same."""
+
+    description = Description("clip", "counting@1", 8, None)
+    dimension = 2
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def embed_images(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.ones((len(pictures), 2), np.float32)
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.texts += texts
+        return np.ones((len(texts), 2), np.float32)
+
+    def check_text(self, text: str) -> None:
+        pass
+
+
+def test_the_texts_asked_for_last_are_remembered() -> None:
+    """Of more texts than the cache holds the one unused for longest is embedded again, and clearing
+    forgets them all."""
+    engine = CountingEngine()
+    with served_here(engine, Settings(server_text_cache=2)) as url:
+
+        def embedded(*texts: str) -> list[str]:
+            """What the engine was given for a request of these."""
+            engine.texts.clear()
+            answer = requests.post(f"{url}/clip/embed_text", json={"text": texts}, timeout=30)
+            assert len(answer.json()["embeddings"]) == len(texts)
+            return list(engine.texts)
+
+        assert embedded("a", "b", "a") == ["a", "b"]
+        assert embedded("a", "b") == []
+        assert embedded("a") == []
+        assert embedded("c") == ["c"]  # and b, unused for longest, is forgotten
+        assert embedded("a", "c") == []
+        assert embedded("b") == ["b"]
+        assert requests.post(f"{url}/model/clear", timeout=30).status_code == 200
+        assert embedded("b") == ["b"]
+
+
+def test_more_requests_than_there_is_memory_for_are_refused() -> None:
+    """256 are taken in at once. The next that would send a body gets 503 with Retry-After, health
+    is still answered, and one that ends makes room."""
+
+    async def main() -> None:
+        entered, go = 0, asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            nonlocal entered
+            if scope["method"] == "POST":
+                entered += 1
+                await go.wait()
+            await Response()(scope, receive, send)
+
+        edge = Edge(app, {}, lambda route, status, seconds: None)
+
+        async def ask(method: str) -> tuple[int, dict[bytes, bytes]]:
+            said: list[Message] = []
+
+            async def receive() -> Message:
+                raise AssertionError("nothing is read here")
+
+            async def send(message: Message) -> None:
+                said.append(message)
+
+            await edge({"type": "http", "method": method, "path": "/"}, receive, send)
+            return said[0]["status"], dict(said[0]["headers"])
+
+        held = [asyncio.create_task(ask("POST")) for _ in range(256)]
+        while entered < 256:
+            await asyncio.sleep(0)
+        status, headers = await ask("POST")
+        assert entered == 256
+        assert (status, headers[b"retry-after"]) == (503, b"1")
+        assert (await ask("GET"))[0] == 200
+        go.set()
+        assert {status for status, _ in await asyncio.gather(*held)} == {200}
+        assert (await ask("POST"))[0] == 200
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+SERVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_clipserver_batching import CountingEngine
+from clipserver.engines.choice import Choice
+from clipserver.serve import serve
+from clipserver.settings import Settings
+
+class Loud(CountingEngine):
+    def embed_images(self, pictures):
+        print("picture", flush=True)
+        return super().embed_images(pictures)
+
+    def embed_texts(self, texts):
+        print("text", flush=True)
+        return super().embed_texts(texts)
+
+serve(Choice(Loud.description, lambda threads: Loud()), Settings(server_port=0), None)
+"""
+
+
+def test_the_first_request_finds_a_warm_engine() -> None:
+    """Before the server says that it is ready, a picture and a text have been embedded."""
+    command = [sys.executable, "-c", SERVE, str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        said = [server.stdout.readline().strip()]
+        while said[-1] in {"picture", "text"}:
+            said.append(server.stdout.readline().strip())
+        server.terminate()
+    assert said[:-1] == ["picture", "text"]
+    assert json.loads(said[-1])["model"] == "counting@1"

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import importlib.util
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -78,6 +79,30 @@ def test_preprocessing_is_clips_own(server: Server, size: tuple[int, int]) -> No
     """Shorter side to n, bicubic, centre crop, mean and deviation: as Pillow and numpy have it."""
     image = picture(*size)
     assert np.abs(embedding(server, encoded(image)) - expected(image)).max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1200), (1201, 1), (3, 600), (601, 4)])
+def test_a_very_long_picture_is_cut_as_any_other(server: Server, size: tuple[int, int]) -> None:
+    """The square comes from the very middle, though the ends were never enlarged."""
+    image = picture(*size)
+    assert np.abs(embedding(server, encoded(image)) - expected(image)).max() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_a_thread_of_pixels_takes_no_more_than_its_middle(
+    server: Server, size: tuple[int, int]
+) -> None:
+    """A few hundred bytes of a picture that would be a gigabyte once enlarged are answered at once;
+    the server's memory hardly grows."""
+
+    def peak_mb() -> float:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) / 1000
+
+    before = peak_mb()
+    embedding(server, encoded(Image.new("L", size, 200)))
+    assert peak_mb() - before < 100
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -382,6 +407,17 @@ def test_a_service_never_takes_the_offline_engine_unasked(tmp_path: Path) -> Non
         for options, variables in (("--engine", "auto"), {}), ((), {"NIGHTREEL_ENGINE": "auto"}):
             said = run("--describe", *options, HF_HUB_CACHE=str(tmp_path), **variables)
             assert json.loads(said.stdout)["engine"] == "offline"
+
+
+def test_an_address_that_is_taken_is_named(towers: Path) -> None:
+    """Exit code 12, and one line that says which port it was and what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        said = run("--model-dir", str(towers), "--port", str(port))
+    assert said.returncode == 12
+    assert said.stderr.count("\n") == 1
+    assert f"127.0.0.1, port {port}: Address already in use" in said.stderr
+    assert "--port" in said.stderr
 
 
 def test_unusable_settings_are_named(towers: Path) -> None:

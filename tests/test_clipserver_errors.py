@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +24,7 @@ from clipserver.settings import Settings
 KEY = "key-that-nobody-may-see"
 FAULT = "red"
 QUEUE = 2
-MAX_BODY = 100_000
+MAX_BODY = 120_000
 
 GOOD = encoded(picture())
 LOAD = "Could not load input image. Cause: "
@@ -68,15 +70,30 @@ def text(value: object, **fields: object) -> dict[str, Any]:
     return {"text": value, **fields}
 
 
+Body = dict[str, Any] | str | bytes
 CUT = GOOD["value"][: len(GOOD["value"]) // 8 * 4]
 TABLE = [
     # case, route, body (as text where it is no JSON), status, what the answer says
-    ("schema: a field is missing", "embed_image", {}, 422, '"loc": ["body", "image"]'),
-    ("schema: a wrong type", "embed_text", text(5), 422, '"input": 5'),
-    ("schema: echoes the input", "compare", {"subject": "mine", "prompt": 5}, 422, '"input": 5'),
+    ("schema: a field is missing", "embed_image", {}, 422, '"loc":["body","image"]'),
+    ("schema: a wrong type", "embed_text", text(5), 422, '"input":5'),
+    ("schema: echoes the input", "compare", {"subject": "mine", "prompt": 5}, 422, '"input":5'),
     ("schema: an unknown kind", "compare", {"subject": "a", "prompt": "a", "subject_type": "x"},
      422, "subject_type"),
+    ("schema: more named prompts than are taken", "compare",
+     {"subject": "a", "prompt": {f"{n:x}": 5 for n in range(10_001)}}, 422, "10000 named prompts"),
     ("JSON is wrong", "embed_text", '{"text": ', 422, "json_invalid"),
+    ("JSON is no UTF-8", "embed_text", b'{"text": "\xff"}', 422, "json_invalid"),
+    ("JSON is too deep", "embed_text", '{"text": ' + "[" * 9000, 422, "json_invalid"),
+    ("JSON has a number of 6,000 digits", "embed_text", f'{{"text": {"9" * 6000}}}', 422,
+     "json_invalid"),
+    ("JSON has half a character", "embed_text", '{"text": "\\ud800"}', 422, "json_invalid"),
+    ("JSON has half a character in a key", "embed_text", '{"text": "a", "api_key": "\\ud800"}',
+     422, "json_invalid"),
+    ("JSON has what is no number", "embed_text", '{"text": NaN}', 422, '"input":null'),
+    ("schema: no object", "embed_text", "[1]", 422, '"input":[1]'),
+    ("schema: nothing sent", "embed_text", "", 422, '"loc":["body","text"]'),
+    ("schema: of many faults the first alone", "embed_text", text([5] * 10_000), 422,
+     '"loc":["body","text","list[str]",0]'),
     ("bad base64", "embed_image", image("***"), 400, LOAD),
     ("url-safe base64", "embed_image", image("_-_-"), 400, LOAD),
     ("empty base64", "embed_image", image(""), 400, LOAD),
@@ -98,17 +115,19 @@ TABLE = [
      "version"),
     ("unknown version, compare", "compare",
      {"subject": GOOD, "prompt": "a", "clip_version_id": ""}, 404, "version"),
-    ("too large", "embed_image", image("A" * MAX_BODY), 413, ""),
+    ("text of many words", "embed_text", text("dog " * 20_000), 400, "80000 characters"),
+    ("text of one endless word", "embed_text", text("w" * 80_000), 400, "80000 characters"),
+    ("too large", "embed_image", image("A" * MAX_BODY), 413, f"{MAX_BODY} bytes"),
     ("engine fails", "embed_text", text(FAULT), 500, '{"message":"Internal error."}'),
     ("engine fails in compare", "compare", {"subject": GOOD, "prompt": [FAULT]}, 500, "Internal"),
 ]  # fmt: skip
 
 
-def ask(url: str, route: str, body: dict[str, Any] | str, key: str = KEY) -> requests.Response:
+def ask(url: str, route: str, body: Body, key: str = KEY) -> requests.Response:
     return requests.post(
         f"{url}/clip/{route}",
         params={"api_key": key} if key else {},
-        data=body if isinstance(body, str) else json.dumps(body),
+        data=json.dumps(body) if isinstance(body, dict) else body,
         headers={"Content-Type": "application/json"},
         timeout=30,
     )
@@ -119,7 +138,7 @@ def ask(url: str, route: str, body: dict[str, Any] | str, key: str = KEY) -> req
     ("route", "body", "status", "says"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE]
 )
 def test_a_fault_has_its_status_and_says_what_it_is(
-    held: tuple[HeldEngine, str], route: str, body: dict[str, Any] | str, status: int, says: str
+    held: tuple[HeldEngine, str], route: str, body: Body, status: int, says: str
 ) -> None:
     """The contract's rows by status; after each, the server serves as before.
 
@@ -130,10 +149,9 @@ def test_a_fault_has_its_status_and_says_what_it_is(
     answer = ask(url, route, body)
     assert answer.status_code == status
     assert says in answer.text
+    assert answer.json().keys() == {"detail" if status == 422 else "message"}
     if status == 422:
-        assert answer.json()["detail"]
-    elif status != 413:
-        assert answer.json().keys() == {"message"}
+        assert 1 <= len(answer.json()["detail"]) <= 5
     assert "nobody may" not in answer.text
     assert ask(url, "embed_text", text("dog")).status_code == 200
 
@@ -184,3 +202,114 @@ def test_no_room_is_503_with_a_time_to_come_again(
         assert answer.json()["message"]
         assert len(first.result().json()["embeddings"]) == QUEUE
     assert ask(url, route, body).status_code == 200
+
+
+def test_an_unannounced_body_is_cut_off_in_the_same_words(held: tuple[HeldEngine, str]) -> None:
+    """Sent in chunks, too much is 413 with the message that an announced length gets."""
+    _, url = held
+    whole = json.dumps(text("x" * MAX_BODY)).encode()
+    parts = (whole[at : at + 10_000] for at in range(0, len(whole), 10_000))
+    announced, chunked = (
+        requests.post(
+            f"{url}/clip/embed_text",
+            params={"api_key": KEY},
+            data=data,
+            headers={"Content-Type": "application/json"},
+            timeout=30,
+        )
+        for data in (whole, parts)
+    )
+    assert announced.status_code == chunked.status_code == 413
+    assert announced.json() == chunked.json()
+
+
+def test_only_json_is_read(held: tuple[HeldEngine, str]) -> None:
+    """A form, a text, or bytes that are no characters get 422 with a detail, not a fault."""
+    _, url = held
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "image/jpeg", ""):
+        for data in (b'{"text": "dog"}', b"\xff\xfe"):
+            answer = requests.post(
+                f"{url}/clip/embed_text",
+                params={"api_key": KEY},
+                data=data,
+                headers={"Content-Type": kind},
+                timeout=30,
+            )
+            assert answer.status_code == 422
+            assert answer.json()["detail"][0]["type"] == "content_type"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"text": 5}',
+        '{"text": ',
+        b"\xff\xfe",
+        '{"api_key": "\\ud800"}',
+        '{"api_key": 5}',
+        '["' + "mine" * 20_000 + '"]',
+        text("mine", clip_version_id="ViT-X"),
+    ],
+)
+@pytest.mark.parametrize("key", ["", "wrong"])
+def test_a_stranger_is_told_nothing_but_that(
+    held: tuple[HeldEngine, str], body: Body, key: str
+) -> None:
+    """Without the key every body gets the same 401: it is neither judged nor echoed."""
+    answer = ask(held[1], "embed_text", body, key)
+    assert answer.status_code == 401
+    assert answer.json().keys() == {"message"}
+    assert "mine" not in answer.text
+
+
+@pytest.mark.parametrize(("key", "length", "status"), [("no", 9000, 401), (KEY, 10**9, 413)])
+def test_what_is_refused_beforehand_is_not_read(
+    held: tuple[HeldEngine, str], key: str, length: int, status: int
+) -> None:
+    """A wrong key in the query, or a length past the limit, is answered before a byte was sent."""
+    host, port = held[1].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 30) as client:
+        client.sendall(
+            f"POST /clip/embed_text?api_key={key} HTTP/1.1\r\nHost: here\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode()
+        )
+        assert client.recv(100).startswith(b"HTTP/1.1 %d " % status)
+
+
+def test_who_hangs_up_is_no_fault_of_the_server(held: tuple[HeldEngine, str]) -> None:
+    """A request that ends in the middle of its body leaves no error in the log."""
+    _, url = held
+
+    def counted() -> list[str]:
+        page = requests.get(f"{url}/metrics", timeout=30).text
+        series = 'clipserver_requests_total{route="/clip/embed_text",status="400"}'
+        return [line for line in page.splitlines() if line.startswith(series)]
+
+    before = counted()
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 30) as client:
+        client.sendall(
+            f"POST /clip/embed_text?api_key={KEY} HTTP/1.1\r\nHost: here\r\n"
+            'Content-Type: application/json\r\nContent-Length: 110000\r\n\r\n{"text"'.encode()
+        )
+    until = time.monotonic() + 30
+    while counted() == before:
+        assert time.monotonic() < until
+
+
+@pytest.mark.parametrize("way", ["query", "bearer", "body"])
+def test_the_key_opens_every_route_in_each_way(held: tuple[HeldEngine, str], way: str) -> None:
+    """Clearing takes the key like any other request, from its body too; an empty body is fine."""
+    _, url = held
+    for route in ("/clip/embed_text", "/model/clear"):
+        fields = text("dog") if route == "/clip/embed_text" else {}
+        answer = requests.post(
+            url + route,
+            params={"api_key": KEY} if way == "query" else {},
+            headers={"Authorization": f"Bearer {KEY}"} if way == "bearer" else {},
+            json={**fields, "api_key": KEY} if way == "body" else fields or None,
+            timeout=30,
+        )
+        assert answer.status_code == 200
+    refused = requests.post(f"{url}/model/clear", json={"api_key": "wrong"}, timeout=30)
+    assert refused.status_code == 401

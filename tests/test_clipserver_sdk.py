@@ -180,6 +180,16 @@ def test_the_key_is_taken_as_the_client_sends_it(
     assert [len(answer) for answer in said(locked, file, calls, KEY, transport)] == [1, 1, 1]
 
 
+def test_models_are_listed_and_cleared(server: Server, locked: Server, file: Path) -> None:
+    """The client's two questions about models are answered; against a key too, where it sends one:
+    in the way called legacy it clears without any key."""
+    asked = """[[model.model_id for model in models.models]
+                for models in (client.list_loaded_models(), client.unload_all_models())]"""
+    assert said(server, file, asked) == [[server.ready["model"]]] * 2
+    for transport in ("header", "both"):
+        assert said(locked, file, asked, KEY, transport) == [[locked.ready["model"]]] * 2
+
+
 @pytest.mark.parametrize("key", ["", "wrong-key"])
 def test_a_refusal_reaches_the_clients_caller(locked: Server, file: Path, key: str) -> None:
     """A wrong or missing key is the client's error of a call, with 401 and our message."""
