@@ -53,16 +53,24 @@ CMD ["--help"]
 FROM base AS api
 COPY --from=environment-api /opt/nightreel /opt/nightreel
 EXPOSE 9001
+# Fetching the weights comes first.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10m \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9001/readiness', timeout=5)"]
 CMD ["python", "-m", "clipserver", "--host", "0.0.0.0"]
 
 FROM base AS flower
 COPY --from=environment-flower /opt/nightreel /opt/nightreel
 EXPOSE 5555
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:5555/healthcheck', timeout=5)"]
 CMD ["celery", "-A", "workers.app", "flower", "--address=0.0.0.0"]
 
 # Last, so that it is what `docker build .` makes.
 FROM base AS worker
 COPY --from=environment /opt/nightreel /opt/nightreel
 # A process a core: threads of the linear algebra would only take from each other.
-ENV OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+ENV OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 \
+    NIGHTREEL_METRICS_PORT=9102
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s \
+  CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9102/metrics', timeout=5)"]
 CMD ["celery", "-A", "workers.app", "worker", "--without-gossip", "--without-mingle", "--loglevel", "INFO"]

@@ -260,6 +260,14 @@ def million(engine: Engine, total: int, windows: int) -> None:
         closed(engine, job_id, clock, stage, 20, each=10)
         stages.append(clock.medians())
     first, middle, last = stages
+    each_ms = statistics.mean(
+        sum(ms for name, ms in stage.items() if name.startswith(("feed", "look for finished")))
+        for stage in stages
+    )
+    say(
+        f"feeding and closing all {total:,}, projected from these",
+        f"{each_ms * total / 60_000:,.0f} min",
+    )
     for name, ms in first.items():
         met = max(middle[name], last[name]) <= 1.5 * ms
         say(name, f"{ms:.2f} {middle[name]:.2f} {last[name]:.2f}", "no growth (x1.5)", met=met)

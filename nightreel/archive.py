@@ -13,14 +13,17 @@ number.
 
 from __future__ import annotations
 
+import math
+import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from storage import coverage, database, flags, highlights, ledger, occurrences, vectors
 from storage import scenes as stored_scenes
@@ -141,8 +144,11 @@ class Archive:
     def find(
         self, label: str, *, min_length_s: float = 0, job: int | None = None
     ) -> list[Occurrence]:
-        """Which videos show the label, when it begins, how long it lasts; most of it first."""
-        length_us = round(min_length_s * 1e6)
+        """Which videos show the label, when it begins, how long it lasts; most of it first.
+
+        Raises `storage.occurrences.NoSuchLabel`.
+        """
+        length_us = _microseconds("min_length_s", min_length_s)
         return occurrences.occurrences(
             self.engine, self.job(job).id, label, min_length_us=length_us
         )
@@ -160,9 +166,13 @@ class Archive:
         least: float = highlights.LEAST,
         job: int | None = None,
     ) -> list[Cut]:
-        """The label's best moments as cuts, the surest first, none below this confidence."""
+        """The label's best moments as cuts, the surest first, none below this confidence.
+
+        Raises `storage.occurrences.NoSuchLabel`.
+        """
+        pad_us = _microseconds("pad_s", pad_s)
         return highlights.highlights(
-            self.engine, self.job(job).id, label, top=top, pad_us=round(pad_s * 1e6), least=least
+            self.engine, self.job(job).id, label, top=top, pad_us=pad_us, least=least
         )
 
     def search(
@@ -174,7 +184,9 @@ class Archive:
         job: int | None = None,
     ) -> list[Hit]:
         """The moments nearest to a vector of the job's model, or to a text that `nightreel search`
-        has asked for before (only then its vector is known). KeyError for any other text."""
+        has asked for before (only then its vector is known). KeyError for any other text,
+        ValueError for a vector of another dimension or without a direction."""
+        apart_us = _microseconds("apart_s", apart_s)
         asked = self.job(job)
         if isinstance(query, str):
             known = vectors.text_vector(self.engine, asked.model, query.strip())
@@ -182,21 +194,52 @@ class Archive:
                 raise KeyError(f"{query!r} was never asked: run `nightreel search` with it once")
             vector = known
         else:
-            vector = np.asarray(query / np.linalg.norm(query), dtype=np.float32)
+            length = float(np.linalg.norm(query))
+            if not 0 < length < math.inf:
+                raise ValueError(f"a vector of length {length} has no direction to search in")
+            vector = np.asarray(query / length, dtype=np.float32)
         stored = self.vectors(job)
-        return nearest.search(stored, vector, top=top, apart_us=round(apart_s * 1e6))
+        return nearest.search(stored, vector, top=top, apart_us=apart_us)
 
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The rows of an SQL query as dictionaries; `:name` in it stands for a parameter.
+        """The rows of one SELECT as dictionaries; `:name` in it stands for a parameter.
 
-        The database refuses statements that would change it.
+        Raises sqlalchemy.exc.DBAPIError for all else: other statements, several at once, and
+        whatever would change a database or make a file.
         """
-        with database.reading(self.engine) as connection:
-            sqlite = connection.dialect.name == "sqlite"
-            if sqlite:
-                connection.exec_driver_sql("PRAGMA query_only = ON")
-            try:
-                return [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
-            finally:
-                if sqlite:
-                    connection.exec_driver_sql("PRAGMA query_only = OFF")
+        with database.reading(self.engine) as connection, _only_selecting(connection) as bound:
+            return [dict(row) for row in bound.execute(text(sql), parameters).mappings()]
+
+
+@contextmanager
+def _only_selecting(connection: Connection) -> Iterator[Connection]:
+    if connection.dialect.name != "sqlite":
+        # A cursor is declared for one SELECT only, and for nothing behind a semicolon.
+        yield connection.execution_options(stream_results=True)
+        return
+    driver: Any = connection.connection.driver_connection
+    driver.set_authorizer(_authorized)
+    try:
+        yield connection
+    finally:
+        driver.set_authorizer(None)
+
+
+_SELECTING = frozenset(
+    {
+        sqlite3.SQLITE_SELECT,
+        sqlite3.SQLITE_READ,
+        sqlite3.SQLITE_FUNCTION,
+        sqlite3.SQLITE_RECURSIVE,
+    }
+)
+
+
+def _authorized(action: int, *_: object) -> int:
+    return sqlite3.SQLITE_OK if action in _SELECTING else sqlite3.SQLITE_DENY
+
+
+def _microseconds(name: str, seconds: float) -> int:
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name}={seconds}: give seconds, 0 or more")
+    return round(seconds * 1e6)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from nightreel.interrupts import terminated_as_interrupted
 from nightreel.local import LocalFarm, take_secrets
 from nightreel.progress import ProgressDisplay, Snapshot
 from scheduler.archive import Unreadable
@@ -81,7 +81,7 @@ class Run:
         # What failed by a passing fault (a disk away, a file locked) is worth another night.
         ledger.retry_job(self.engine, self.job_id)
         planning = threading.Thread(target=self._plan, args=(files,), name="planning")
-        with _terminated_as_interrupted(), ProgressDisplay() as display:
+        with terminated_as_interrupted(), ProgressDisplay() as display:
             try:
                 planning.start()
                 with ExitStack() as stack:
@@ -190,24 +190,3 @@ def _lives(pid: str) -> bool:
     except (ValueError, PermissionError):
         pass
     return True
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM and a closed terminal end a run as Ctrl-C does: children stopped, job resumable."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    # Under nohup a closed terminal is to be ignored.
-    numbers = [
-        number
-        for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    ]
-    before = [signal.signal(number, interrupt) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

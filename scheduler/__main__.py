@@ -97,7 +97,7 @@ def _serve_all(  # noqa: PLR0917
     feeder = _feeder(engine, app, settings, job_id=None)
     health = Health()
     waiting = _shared().waiting
-    serve(service, LedgerCollector(engine, waiting, lambda: feeder.leads), health)
+    serve(service, LedgerCollector(engine, waiting, lambda: bool(feeder.leads)), health)
     # Two schedulers may deliver at once: an event is claimed. A thread of its own, so that a slow
     # receiver holds up nobody; what it had taken comes due again.
     threading.Thread(

@@ -127,12 +127,13 @@ class Feeder:
         self._resting = resting
         self._waiting = waiting
         self._clock = clock
+        self._unclosable = ledger.Unclosable(clock=clock)
         self._next_sweep = clock()
         if job_id is None:
             self._let_workers_speak()
         self._rest_until = 0.0
-        self.leads = False
-        """Whether this one leads, or led when it asked last."""
+        self.leads: bool | None = None
+        """Whether this one leads, or led when it asked last; None before it asked."""
 
     def step(self) -> int:
         """Sweep if it is time, feed once, close; return the number of messages published.
@@ -151,7 +152,9 @@ class Feeder:
                     log.info("all files are probed")
         published = self._feed()
         # Last, and not all at once: scenes take a while, and workers shall not wait for them.
-        for closed in ledger.close_finished(self._engine, self._job_id, CLOSED_AT_ONCE):
+        for closed in ledger.close_finished(
+            self._engine, self._job_id, CLOSED_AT_ONCE, self._unclosable
+        ):
             with logs.about(job=closed.job_id, video=closed.video_id):
                 log.info("the video is %s", closed.state)
         return published
@@ -211,7 +214,7 @@ class Feeder:
 
     def run(self, stop: threading.Event, health: Health | None = None) -> None:
         """Step until `stop` is set, and tell `health`. A database that is away is waited for."""
-        away = False
+        away, told = False, ""
         while not stop.is_set():
             try:
                 self.step()
@@ -223,14 +226,17 @@ class Feeder:
                 if health is not None:
                     health.troubled(str(error))
             except Exception as error:
-                # Whatever it is, it is no reason to leave all jobs alone.
-                log.exception("a step of the scheduler failed")
+                # Whatever it is, it is no reason to leave all jobs alone, or to flood the log.
+                said = f"{type(error).__name__}: {error}"
+                if said != told:
+                    log.exception("a step of the scheduler failed")
+                told = said
                 if health is not None:
-                    health.troubled(f"{type(error).__name__}: {error}")
+                    health.troubled(said)
             else:
                 if away:
                     log.info("the database is back")
-                away = False
+                away, told = False, ""
                 if health is not None:
                     health.stepped()
             stop.wait(self._settings.feed_interval_s)

@@ -94,6 +94,27 @@ def check_fit(
         raise LabelsError(f"the label {_shown(name)}{prompt}: {why}; write a shorter one")
 
 
+def check_flags(labels: LabelSet, top_n: int) -> None:
+    """Refuse a label set of which a flag could stay unseen where each frame's `top_n` best labels
+    are kept: one that is not among them has at most an equal part of 1 with all of them, which is
+    1 / (top_n + 1). Raises LabelsError that names the label and the remedies.
+    """
+    count = len(labels.labels)
+    for label in labels.labels:
+        if label.flag is None or label.threshold is None:
+            continue
+        enough = top_n
+        while enough < count and label.threshold <= 1 / (enough + 1):
+            enough += 1
+        if enough > top_n:
+            raise LabelsError(
+                f"the label {_shown(label.name)} raises its flag from {label.threshold:g} on, "
+                f"which may go unseen where the {top_n} best of {count} labels are kept: "
+                f"keep {enough} (`--top {enough}` of run and submit), or raise the threshold above "
+                f"{1 / (top_n + 1):.3f}"
+            )
+
+
 def _cleaned_bytes(text: str) -> int:
     """UTF-8 bytes of a text as CLIP's tokeniser sees it, or as it stands where that is longer."""
     cleaned = unicodedata.normalize("NFC", text).lower()
@@ -171,9 +192,10 @@ class _Reader:
                 self.fail(fields["name"], f"longer than {LONGEST_PROMPT} characters")
             prompts = (name,)
         threshold = self.threshold(fields.get("threshold"))
-        flag = self.text(fields["flag"]) if "flag" in fields else None
-        if flag is not None and threshold is None:
+        if "flag" in fields and threshold is None:
             self.fail(fields["flag"], "`flag:` without `threshold:`: say from which confidence on")
+        reason = self.text(fields["flag"]) if "flag" in fields else name
+        flag = None if threshold is None else reason
         return Label(name, prompts, examples, threshold, flag)
 
     def remember(self, name: str, node: yaml.Node) -> None:

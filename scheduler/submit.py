@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from scheduler.archive import Unreadable
+from scheduler.labels import check_flags
 from scheduler.probing import probe_all
 from storage import ledger
 from storage.database import with_retries
@@ -37,8 +38,10 @@ def job_spec(
 
     Its key is a digest of all that decides its results and of the names as given (folders, globs,
     manifests), so that the same command finds its job again and another command is another job. An
-    `idempotency_key` stands for it where it is given.
+    `idempotency_key` stands for it where it is given. Raises LabelsError where a flag could stay
+    unseen with so few labels kept of a frame.
     """
+    check_flags(labels, top_n)
     asked = [list(names), str(sampling), str(fit), top_n, labels.digest, model]
     request = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
     key = request

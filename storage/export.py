@@ -31,6 +31,7 @@ class Kind(StrEnum):
     PREDICTIONS = "predictions"
     SCENES = "scenes"
     SUMMARIES = "summaries"
+    FLAGS = "flags"
 
 
 class Format(StrEnum):
@@ -46,33 +47,41 @@ _VIEWS = {
     Kind.PREDICTIONS: "v_predictions",
     Kind.SCENES: "v_scenes",
     Kind.SUMMARIES: "v_summary",
+    Kind.FLAGS: "v_flags",
 }
 _ORDER = {
     Kind.SAMPLES: ("video_id", "bucket"),
     Kind.PREDICTIONS: ("video_id", "bucket", "rank"),
     Kind.SCENES: ("video_id", "start_s"),
     Kind.SUMMARIES: ("video_id", "first_s"),
+    Kind.FLAGS: ("video_id", "first_s", "label"),
 }
+_MADE_BY = {"model": str, "sampling": str}
 _COLUMNS: dict[Kind, dict[str, type]] = {
     Kind.SAMPLES: {
         "job_id": int, "video_id": int, "path": str, "bucket": int, "time_s": float,
         "start_s": float, "end_s": float, "label": str, "confidence": float,
-    },
+    } | _MADE_BY,
     Kind.PREDICTIONS: {
         "job_id": int, "video_id": int, "path": str, "bucket": int, "time_s": float, "rank": int,
         "label": str, "similarity": float, "confidence": float,
-    },
+    } | _MADE_BY,
     Kind.SCENES: {
         "job_id": int, "video_id": int, "path": str, "recorded_on": str, "start_s": float,
         "end_s": float, "duration_s": float, "label": str, "confidence": float, "peak": float,
-        "samples": int, "agreeing": float, "model": str, "sampling": str,
-    },
+        "samples": int, "agreeing": float,
+    } | _MADE_BY,
     Kind.SUMMARIES: {
         "job_id": int, "video_id": int, "path": str, "recorded_on": str, "recorded_from": str,
         "state": str, "duration_s": float, "analysed_s": float, "label": str, "total_s": float,
         "share": float, "scenes": int, "first_s": float, "last_s": float, "longest_s": float,
-        "peak": float, "flag": str,
-    },
+        "peak": float,
+    } | _MADE_BY,
+    Kind.FLAGS: {
+        "job_id": int, "video_id": int, "path": str, "recorded_on": str, "label": str,
+        "reason": str, "threshold": float, "samples": int, "first_s": float, "last_s": float,
+        "peak": float,
+    } | _MADE_BY,
 }  # fmt: skip
 
 
@@ -115,7 +124,7 @@ def export_file(
     """Write the job's rows, or those of some videos, into a file; return their number.
 
     The file appears under its name once it is complete. Raises OSError. A Parquet file carries
-    model, sampling, labels and notice in its metadata, under the key `nightreel`.
+    `about` in its metadata, under the key `nightreel`.
     """
     with _completed(path) as part:
         if form is not Format.PARQUET:
@@ -151,7 +160,7 @@ def _parquet(
     types = {int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
     schema = pyarrow.schema(
         [(name, types[kind_of]) for name, kind_of in _COLUMNS[kind].items()],
-        metadata={"nightreel": json.dumps(_about(engine, job), ensure_ascii=False)},
+        metadata={"nightreel": json.dumps(about(engine, job), ensure_ascii=False)},
     )
     count = 0
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -171,7 +180,9 @@ def _arrow(rows: Sequence[tuple[Any, ...]], schema: pyarrow.Schema) -> pyarrow.T
     return pyarrow.Table.from_arrays(arrays, schema=schema)
 
 
-def _about(engine: Engine, job: Job) -> dict[str, Any]:
+def about(engine: Engine, job: Job) -> dict[str, Any]:
+    """What a file that leaves the database says of the job: model, sampling, fit, notice, release
+    of nightreel, and labels with their prompts; values that JSON can hold."""
     with reading(engine) as connection:
         labels = labels_in(connection, job.id)
     return {
@@ -181,8 +192,15 @@ def _about(engine: Engine, job: Job) -> dict[str, Any]:
         "sampling": str(job.sampling),
         "fit": str(job.fit),
         "notice": job.notice,
+        "version": job.version,
         "labels": [
-            {"name": label.name, "prompts": label.prompts, "samples": label.samples}
+            {
+                "name": label.name,
+                "prompts": list(label.prompts),
+                "samples": list(label.samples),
+                "threshold": label.threshold,
+                "flag": label.flag,
+            }
             for label in labels
         ],
     }

@@ -9,8 +9,8 @@ from sqlalchemy import Engine, select
 
 from storage.database import reading
 from storage.ledger.planning import info_of
-from storage.records import VideoInfo
-from storage.schema import files, videos
+from storage.records import ArchiveFile, VideoInfo
+from storage.schema import files, probes, videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,9 @@ class Footage:
     """A video of the archive."""
 
     video_id: int
-    path_raws: tuple[bytes, ...]
-    """Names of its file, the latest first; empty where none is known any more."""
+    content_id: str
+    files: tuple[ArchiveFile, ...]
+    """Where it was seen, and how, the latest first; empty where no file is known any more."""
     path: str
     """The latest, printable."""
     info: VideoInfo | None
@@ -33,11 +34,7 @@ class Footage:
     @property
     def path_raw(self) -> bytes:
         """The latest name."""
-        return self.path_raws[0] if self.path_raws else b""
-
-    def path_that_opens(self) -> str | None:
-        """The first of its names where a file lies; None where none does."""
-        return next((os.fsdecode(raw) for raw in self.path_raws if os.path.exists(raw)), None)
+        return self.files[0].path_raw if self.files else b""
 
 
 def footage_of(engine: Engine, video_id: int) -> Footage:
@@ -45,13 +42,24 @@ def footage_of(engine: Engine, video_id: int) -> Footage:
     with reading(engine) as connection:
         row = connection.execute(select(videos).where(videos.c.id == video_id)).mappings().one()
         places = connection.execute(
-            select(files.c.path_raw, files.c.path)
+            select(files.c.path_raw, files.c.path, files.c.size_bytes, files.c.mtime_ns)
             .where(files.c.video_id == video_id)
             .order_by(files.c.seen_ms.desc(), files.c.id.desc())
         ).all()
     return Footage(
         video_id=video_id,
-        path_raws=tuple(place.path_raw for place in places),
+        content_id=row["content_id"],
+        files=tuple(
+            ArchiveFile(os.fsdecode(place.path_raw), place.size_bytes, place.mtime_ns)
+            for place in places
+        ),
         path=places[0].path if places else "",
         info=None if row["container"] is None else info_of(row),
     )
+
+
+def every_path(engine: Engine) -> list[bytes]:
+    """The name of every file that any job was given, read or not."""
+    with reading(engine) as connection:
+        named = select(files.c.path_raw).union(select(probes.c.path_raw))
+        return list(connection.scalars(named))

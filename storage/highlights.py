@@ -50,8 +50,10 @@ def highlights(
     equal peaks the one with the higher mean. Peaks below a confidence of `least` are left out.
 
     Each is widened by `pad_us` on both sides, within its video; cuts that then touch are one.
-    Raises NoSuchLabel.
+    Raises NoSuchLabel, and ValueError for a negative `pad_us`.
     """
+    if pad_us < 0:
+        raise ValueError(f"pad_us={pad_us}: cuts are widened, so give 0 or more")
     with reading(engine) as connection:
         position, _ = label_named(connection, job_id, label)
         if position == UNKNOWN:

@@ -160,6 +160,8 @@ jobs = Table(
     Column("label_set_id", _Id, ForeignKey("label_sets.id"), nullable=False),
     Column("model", StorableText, nullable=False),
     Column("notice", StorableText),
+    # Release of nightreel that made the job.
+    Column("version", StorableText, nullable=False),
     # Digest of all that was asked, where the key is one that a person chose.
     Column("request", StorableText, nullable=False),
     Column("tag", StorableText),
@@ -169,6 +171,7 @@ jobs = Table(
     Column("task_us", BigInteger, nullable=False),
     # Tasks fed over the job's weight: whose is least is fed next (storage.ledger.feeding).
     Column("served", Double, nullable=False),
+    Column("served_probes", Double, nullable=False),
     Column("notify_url", StorableText),
     Column("pause_kind", StorableText),
     Column("pause_reason", StorableText),

@@ -50,10 +50,17 @@ def search(
                     heapq.heappush(best, hit)
                 else:
                     heapq.heappushpop(best, hit)
-    return [Hit(-video_id, -t_us, round(score, 6)) for score, video_id, t_us in sorted(best)[::-1]]
+    # Stored vectors are rounded to half precision, so their length is not quite 1.
+    return [
+        Hit(-video_id, -t_us, round(min(max(score, -1.0), 1.0), 6))
+        for score, video_id, t_us in sorted(best)[::-1]
+    ]
 
 
 def _scores(stored: VideoVectors, query: Single) -> Single:
+    dimension = stored.vectors.shape[1] // Fit(stored.fit).squares
+    if query.shape != (dimension,):
+        raise ValueError(f"a query of shape {query.shape}: the stored vectors have ({dimension},)")
     return best_products(stored.vectors, query[np.newaxis], np.float32)[:, 0]
 
 

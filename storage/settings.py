@@ -14,11 +14,10 @@ class SecretUnreadable(Exception):
 
 def read_secret(setting: str, value: SecretStr | None, file: Path | None) -> str | None:
     """The secret that the environment holds as `value` or in `file`, which `setting` names; None
-    where neither is given or it is empty. Raises SecretUnreadable."""
-    if value is not None:
-        return value.get_secret_value().strip() or None
-    if file is None:
-        return None
+    where neither is given or both are empty. Raises SecretUnreadable."""
+    given = value.get_secret_value().strip() if value is not None else ""
+    if given or file is None:
+        return given or None
     try:
         return file.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError) as error:

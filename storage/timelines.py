@@ -22,6 +22,18 @@ from storage.records import Scene
 MICROSECONDS = 1_000_000
 ASSUMED_RATE = Fraction(25)
 """Frames a second of a video that has no rate of its own (a single frame)."""
+TIMECODE_RATES = (
+    Fraction(24_000, 1001),
+    Fraction(24),
+    Fraction(25),
+    Fraction(30_000, 1001),
+    Fraction(30),
+    Fraction(48),
+    Fraction(50),
+    Fraction(60_000, 1001),
+    Fraction(60),
+)
+"""Frames a second of film and television, which editors read timecode in."""
 
 
 class TimelineFormat(StrEnum):
@@ -75,11 +87,13 @@ def _escaped(text: str) -> str:
 def edl(scenes: Sequence[Scene], title: str, rate: Fraction | None) -> str:
     """One event a scene, on the record where it is in the source, so that gaps stay gaps.
 
-    Times are counted in frames of the video's own rate and written as non-drop timecode of that
+    Times are counted in frames of the rate of film or television that is nearest to the video's
+    own (whose mean may be any number where it varies), and written as non-drop timecode of that
     rate rounded (30 for 29.97). What lasts less than a frame is left out. The list may have more
     events than the 999 that old editors take.
     """
-    rate = rate or ASSUMED_RATE
+    own = rate or ASSUMED_RATE
+    rate = min(TIMECODE_RATES, key=lambda one: abs(one - own))
     lines = [f"TITLE: {_printable(title)}", "FCM: NON-DROP FRAME", ""]
     number = 0
     for one in scenes:

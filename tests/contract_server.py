@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -45,6 +45,11 @@ class ContractServer:
     refusal: int = 500
     """How texts are refused: 500 without a word, or 400 with one."""
     key: str | None = None
+    info_status: int = 200
+    answers_name_model: bool = True
+    """Whether the header of an answer says which model it is of, as /info does."""
+    unknown_route: int = 404
+    """What is said of a route that is not there."""
     info: dict[str, Any] = field(default_factory=lambda: {"model": MODEL, "input_size": 64})
     script: list[Misbehaviour] = field(default_factory=list)
     always: Misbehaviour | None = None
@@ -79,7 +84,7 @@ def answer_with(
 
     def act(handler: Handler, _: dict[str, Any]) -> None:
         content = raw if raw is not None else json.dumps(body).encode()
-        handler.send_response(status)
+        handler.send_response_only(status)  # no Date of its own
         for name, value in (headers or {}).items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(content)))
@@ -117,6 +122,14 @@ def drip(handler: Handler, _: dict[str, Any]) -> None:
             time.sleep(0.05)
     except OSError:
         pass
+    handler.close_connection = True
+
+
+def keep_silent(handler: Handler, _: dict[str, Any]) -> None:
+    """Say nothing until the client hangs up, or for longer than any test waits."""
+    handler.connection.settimeout(8.0)
+    with suppress(OSError):
+        handler.connection.recv(1)
     handler.close_connection = True
 
 
@@ -175,7 +188,7 @@ def contract_server(**how: Any) -> Iterator[ContractServer]:
             pass
 
         def do_GET(self) -> None:
-            status = 200 if self.path == "/info" else 404
+            status = server.info_status if self.path == "/info" else 404
             answer_with(status, server.info if status == 200 else {"detail": "Not Found"})(self, {})
 
         def do_POST(self) -> None:
@@ -190,7 +203,7 @@ def contract_server(**how: Any) -> Iterator[ContractServer]:
                 return
             known = ("/clip/embed_image",) * server.embeds + ("/clip/embed_text", "/clip/compare")
             if path not in known:
-                answer_with(404, {"detail": "Not Found"})(self, body)
+                answer_with(server.unknown_route, {"detail": "Not Found"})(self, body)
                 return
             given = (
                 body.get("api_key"),
@@ -204,7 +217,9 @@ def contract_server(**how: Any) -> Iterator[ContractServer]:
                 answer_with(422, {"detail": [{"input": body}]})(self, body)
                 return
             try:
-                answer_with(200, _work(server, path, body))(self, body)
+                named = server.answers_name_model and "model" in server.info
+                served = {"x-model-id": server.info["model"]} if named else {}
+                answer_with(200, _work(server, path, body), served)(self, body)
             except TextNotTaken as error:
                 said = "Internal error." if server.refusal == 500 else str(error)
                 answer_with(server.refusal, {"message": said})(self, body)

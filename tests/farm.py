@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import glob
 import hashlib
 import itertools
 import json
@@ -32,7 +33,7 @@ from typing import Any, Self
 import cv2
 import numpy as np
 from clips import COLOURS, make_clip
-from conftest import free_port
+from conftest import free_port, missing
 from contract_server import MODEL, picture_vector, text_vector
 from sqlalchemy import Engine, text
 
@@ -86,6 +87,25 @@ PACE = {
 }
 """Everything that waits for something lost waits seconds instead of minutes."""
 
+TRIPLED = """
+import runpy
+import sys
+
+import kombu
+
+publish = kombu.Producer.publish
+
+def thrice(*arguments, **options):
+    for _ in range(3):
+        sent = publish(*arguments, **options)
+        print("sent", flush=True)
+    return sent
+
+kombu.Producer.publish = thrice
+runpy.run_module("scheduler", run_name="__main__", alter_sys=True)
+"""
+"""A scheduler each of whose messages is sent three times."""
+
 RESULTS = {
     "samples": "b.bucket, b.t_us, b.start_us, b.end_us, b.reused_from, b.audit_of",
     "predictions": "b.bucket, b.rank, b.label, b.similarity, b.confidence",
@@ -113,6 +133,15 @@ def _triggers(dialect: str, table: str) -> list[str]:
         f"$$ BEGIN {note}; RETURN NULL; END $$",
         f"{when} FOR EACH ROW EXECUTE FUNCTION note_{table}()",
     ]
+
+
+def faked_clock(offset_s: int) -> dict[str, str]:
+    """Settings of a process whose clock is so many seconds ahead; its timers run as ever."""
+    found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
+    if not found:
+        missing("libfaketime")
+    faked = {"LD_PRELOAD": found[0], "FAKETIME": f"{offset_s:+d}"}
+    return faked | {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 45.0) -> None:
@@ -425,19 +454,23 @@ class Farm:
         )
         self.api.delay_s = usual
 
-    def kill_one_at_work(self) -> None:
-        """SIGKILL a process of a pool that holds a lease on a task's first attempt."""
+    def kill_one_at_work(self) -> bool:
+        """SIGKILL a process of a pool that holds a lease on a task's first attempt; False where all
+        tasks were done before."""
+        killed: list[int] = []
 
-        def killed() -> bool:
+        def kill() -> bool:
             for (worker,) in self.rows(
                 "SELECT worker FROM tasks WHERE state = 'leased' AND attempts = 1 ORDER BY id"
             ):
                 with suppress(ProcessLookupError):
                     os.kill(int(worker.rpartition("/")[2]), signal.SIGKILL)
+                    killed.append(1)
                     return True
-            return False
+            return self.done() == TASKS
 
-        wait_until(killed, "a process at work to kill")
+        wait_until(kill, "a process at work to kill")
+        return bool(killed)
 
     # -- its end
 

@@ -103,6 +103,17 @@ def test_other_labels_send_no_picture_and_decode_nothing(morning: Morning) -> No
     assert morning.asked("flags", "--job", "2")[0] == 4
 
 
+def test_new_labels_whose_flags_could_go_unseen_make_no_job(morning: Morning) -> None:
+    """Five labels a frame are kept of the old job, so of more a low threshold is refused before
+    anything is asked of the API."""
+    rest = "".join(f"- label {at}\n" for at in range(6))
+    (morning.folder / "many.yaml").write_text(f"- {{name: fire, threshold: 0.1}}\n{rest}")
+    code, _, said = morning.asked("relabel", "1", "--labels", "many.yaml")
+    assert (code, "keep 7 (`--top 7`" in said) == (2, True), said
+    assert morning.api.requests == []
+    assert [job["job"] for job in morning.asked("jobs")[1]] == [1]
+
+
 def test_labels_picked_from_the_archive_need_no_api(morning: Morning) -> None:
     """Moments of the archive as labels: each second finds the colour that it is like."""
     code, rows, said = morning.asked(
@@ -128,7 +139,9 @@ def test_labels_picked_from_the_archive_need_no_api(morning: Morning) -> None:
         (("relabel", "1"), 2, "one of --label, --labels and --like"),
         (("relabel", "9", "--label", "a", "--label", "b"), 2, "no job 9"),
         (("relabel", "1", "--like", "a=one.mp4@1s"), 2, "gives one label"),
-        (("relabel", "1", "--like", "one.mp4"), 2, "NAME=VIDEO@TIME"),
+        (("relabel", "1", "--like", "one.mp4"), 2, "write VIDEO@TIME"),
+        (("relabel", "1", "--like", "=one.mp4@1s"), 2, "NAME=VIDEO@TIME"),
+        (("relabel", "1", "--like", "a=one.mp4@99:00"), 2, "the video ends at 16.000 s"),
         (("relabel", "1", "--like", "a=one.mp4@soon"), 2, "no place in a video"),
         (("relabel", "1", "--like", "a=gone.mp4@1s"), 2, "no video"),
         (("relabel", "1", "--labels", "gone.yaml"), 2, "gone.yaml"),

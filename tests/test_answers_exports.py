@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 from fractions import Fraction
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,23 @@ import pytest
 import webvtt as vtt_parser
 from click.testing import CliRunner
 from embedded import directions, done
-from rows import SECOND, planned
+from rows import SEASONS, SECOND, planned
 from sqlalchemy import Engine, text
 
 from nightreel.cli import cli
 from storage import results
 from storage.database import reading
 from storage.export import Format, Kind, export_file, export_rows
-from storage.records import Scene
+from storage.records import Label, LabelSet, Sampling, Scene
 from storage.scenes import scenes as stored_scenes
 from storage.timelines import edl, ffmetadata, otio, webvtt
 
 NAMES = ("plain", "a --> b & <c>", "x=1;#2\\", "new\nline\x00", "Ünïcode 雪", "")
 RATES = (Fraction(25), Fraction(30_000, 1001), Fraction(24_000, 1001), Fraction(12), Fraction(60))
+
+WATCHED = LabelSet(
+    "watched", (*SEASONS.labels[1:], Label("summer", ("sunny",), (), 0.4, "too hot"))
+)
 
 
 def cuts() -> list[Scene]:
@@ -111,6 +116,25 @@ def test_an_edit_decision_list_parses_back(rate: Fraction) -> None:
         assert clip.source_range.end_time_exclusive().value == round(scene.end_us * rate / SECOND)
 
 
+@pytest.mark.parametrize(
+    ("rate", "read_as"), [(Fraction(171, 10), 24), (Fraction(2997, 100), 30), (Fraction(90), 60)]
+)
+def test_a_rate_that_editors_do_not_know_is_the_nearest_they_do(
+    rate: Fraction, read_as: int
+) -> None:
+    """The mean rate of a clip of varying rate says nothing to an editor: its list is read at a rate
+    of film or television, and means the same seconds."""
+    scene = Scene(0, 61_500_000, "x", 0.9, 0.9, 1, 1.0)
+    timeline = opentimelineio.adapters.read_from_string(
+        edl([scene], "a.mp4", rate), "cmx_3600", rate=float(read_as)
+    )
+    (clip,) = timeline.find_clips()
+    frames = clip.source_range.end_time_exclusive().value
+    nominal = min((Fraction(24_000, 1001), Fraction(30_000, 1001), Fraction(60)),
+                  key=lambda one: abs(one - read_as))  # fmt: skip
+    assert frames == round(Fraction(123, 2) * nominal)
+
+
 def test_what_is_shorter_than_a_frame_is_no_event() -> None:
     """No event of no length; nothing at all is still a list."""
     short = Scene(0, 1000, "x", 0.9, 0.9, 1, 1.0)
@@ -135,13 +159,14 @@ def rows_of(engine: Engine, view: str, order: str) -> list[dict[str, Any]]:
         (Kind.PREDICTIONS, "v_predictions", "video_id, bucket, rank"),
         (Kind.SCENES, "v_scenes", "video_id, start_s"),
         (Kind.SUMMARIES, "v_summary", "video_id, first_s"),
+        (Kind.FLAGS, "v_flags", "video_id, first_s, label"),
     ],
 )
 def test_tables_say_what_the_database_says(
     engine: Engine, tmp_path: Path, kind: Kind, view: str, order: str
 ) -> None:
     """CSV, JSON Lines and Parquet hold every row and column of the view."""
-    made = planned(engine, 20, 7)
+    made = planned(engine, 20, 7, labels=WATCHED)
     job = done(engine, made.job_id, directions(3, 2))
     expected = rows_of(engine, view, order)
     assert expected
@@ -154,9 +179,11 @@ def test_tables_say_what_the_database_says(
     parquet = pyarrow.parquet.read_table(tmp_path / "rows.parquet")
     assert parquet.to_pylist() == expected
     about = json.loads(parquet.schema.metadata[b"nightreel"])
-    assert (about["model"], about["labels"][0]["prompts"]) == (
-        "clip/1", ["a photo of summer", "sunny"],
-    )  # fmt: skip
+    assert (about["model"], about["sampling"]) == ("clip/1", str(Sampling()))
+    assert about["version"] == version("nightreel")
+    assert [(one["prompts"], one["threshold"], one["flag"]) for one in about["labels"]] == [
+        (list(one.prompts), one.threshold, one.flag) for one in WATCHED.labels
+    ]
     with (tmp_path / "rows.csv").open() as file:
         read = list(csv.DictReader(file))
     shown = [{k: "" if v is None else str(v) for k, v in row.items()} for row in expected]
@@ -199,10 +226,14 @@ def test_the_export_commands(engine: Engine, database_url: str, tmp_path: Path) 
     code, out, _ = run(database_url, "export", "table", "samples", "v0.mp4", "--as", "csv")
     assert code == 0
     assert len(out.splitlines()) == 1 + len(results.samples(engine, job.id, made.video_ids[0]))
-    for ending in ("vtt", "edl", "otio", "ffmetadata"):
+    for ending in ("vtt", "edl", "ffmetadata", "otio"):
         file = tmp_path / f"t.{ending}"
         assert run(database_url, "export", "timeline", "v0.mp4", "-o", str(file))[0] == 0
         assert file.stat().st_size > 50
+    timeline = opentimelineio.adapters.read_from_file(str(file))
+    said = timeline.metadata["nightreel"]
+    assert (said["model"], said["version"]) == ("clip/1", version("nightreel"))
+    assert list(said["labels"][0]["prompts"]) == ["a photo of summer", "sunny"]
     code, out, _ = run(database_url, "export", "timeline", "v0.mp4", "--as", "ffmetadata")
     assert out.count("[CHAPTER]") == len(scenes)
     for words, said in (

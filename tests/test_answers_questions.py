@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click import UsageError
 from embedded import LOST, asked, directions, done, pictures
 from rows import RANGE, SEASONS, SECOND, add_video, claimed, planned, sample, spec, vectors_of
 from sqlalchemy import Engine, update
 
+from nightreel.cli.likes import labels_like
 from storage import ledger, results, vectors
 from storage.columns import SampleColumns
 from storage.database import reading, writing
@@ -31,6 +33,7 @@ from storage.scenes import scenes_of
 from storage.schema import videos
 from storage.scoring import Single
 from storage.search import search
+from storage.summaries import find_videos
 from storage.totals import Period, totals
 
 LETTERS = "swf"
@@ -111,6 +114,18 @@ def test_flags_are_ranges_and_the_worst_come_first(engine: Engine) -> None:
     assert [one.video_id for one in flagged(engine, job, [b])] == [b]
 
 
+def test_the_worst_flag_is_the_highest_then_the_longest(engine: Engine) -> None:
+    """Order is by peak, then by length, whatever the time; the mean is of the samples that
+    raise."""
+    apart = (0.0, 0.0, 0.0)
+    job = curve(engine, 0.6, *apart, 0.7, 0.7, *apart, 0.9, 0.5, *apart, 0.7, label=2)
+    found = flagged(engine, job)
+    assert [(one.start_us // SECOND, one.samples, one.peak) for one in found] == [
+        (9, 2, 0.9), (4, 2, 0.7), (14, 1, 0.7), (0, 1, 0.6),
+    ]  # fmt: skip
+    assert [one.confidence for one in found] == pytest.approx([0.7, 0.7, 0.7, 0.6])
+
+
 def test_the_flags_command_tells_a_script(engine: Engine, database_url: str) -> None:
     """4 where something is flagged, 3 where nothing is but not all was seen, else 0."""
     told(engine, "ssff", "ss s", "ssss")
@@ -131,8 +146,9 @@ def test_a_flag_below_its_threshold_is_not_raised(engine: Engine) -> None:
 # -- highlights
 
 
-def curve(engine: Engine, *shares: float) -> int:
-    """A job with one video in which each second gives winter this confidence."""
+def curve(engine: Engine, *shares: float, label: int = 1) -> int:
+    """A job with one video in which each second gives winter, or another label, this
+    confidence."""
     job = ledger.open_job(engine, spec())
     add_video(engine, job.id, "v0", len(shares), each=len(shares))
     ledger.finish_planning(engine, job.id)
@@ -141,7 +157,7 @@ def curve(engine: Engine, *shares: float) -> int:
     found = tuple(
         SampleResult(
             at, at * SECOND + 5, at * SECOND, (at + 1) * SECOND,
-            (Prediction(1, 0.3, share), Prediction(0, 0.2, 1 - share)),
+            (Prediction(label, 0.3, share), Prediction(0, 0.2, 1 - share)),
         )
         for at, share in enumerate(shares)
     )  # fmt: skip
@@ -292,7 +308,7 @@ def test_search_finds_the_nearest_moments(engine: Engine) -> None:
     plain = search(every, wanted, top=20, apart_us=0)
     scores = np.concatenate([v.vectors.astype(np.float32) @ wanted for v in every])
     assert [hit.score for hit in plain] == pytest.approx(
-        np.sort(scores)[::-1][:20].tolist(), abs=1e-5
+        np.sort(scores)[::-1][:20].clip(-1, 1).tolist(), abs=1e-5
     )
     assert {first, second} >= {hit.video_id for hit in plain}
 
@@ -303,7 +319,7 @@ def test_vectors_may_be_left_unread(engine: Engine) -> None:
     job = done(engine, planned_job.job_id, directions(3, 2))
     with reading(engine) as connection:
         assert next(vectors.of_model(connection, job.model)).video_id == planned_job.video_ids[0]
-        with pytest.raises(ValueError, match="reshape"):
+        with pytest.raises(ValueError, match=r"a query of shape \(7,\): .* \(8,\)"):
             search(vectors.of_model(connection, job.model), np.ones(7, np.float32))
         with vectors.ahead(vectors.of_model(connection, job.model)) as videos:
             next(videos)
@@ -344,6 +360,44 @@ def test_a_remembered_text_needs_no_api(engine: Engine, database_url: str) -> No
     kept = pictures(job.video_ids[0], tuple(b for b in range(8) if b != LOST))
     best = float((kept.astype(np.float32) @ vector).max())
     assert rows[0]["score"] == pytest.approx(best, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("",), "an empty TEXT"),
+        ((" ",), "an empty TEXT"),
+        (("--like", "v0.mp4"), "write VIDEO@TIME"),
+        (("--like", "@3s"), "write VIDEO@TIME"),
+        (("--like", "v0.mp4@0:00:09"), "the video ends at 8.000 s"),
+    ],
+)
+def test_what_cannot_be_searched_for_is_a_mistake(
+    engine: Engine, database_url: str, words: tuple[str, ...], said: str
+) -> None:
+    """Refused before anything is asked of an API, and nothing is remembered."""
+    done(engine, planned(engine, 8).job_id, directions(3, 2))
+    with pytest.raises(UsageError, match=said):
+        asked(database_url, "search", *words)
+    assert vectors.text_vector(engine, "clip/1", "") is None
+
+
+def test_labels_by_moments_are_the_centres_of_all_their_moments(engine: Engine) -> None:
+    """Every moment of a name counts; a name ends at the first `=`, so that a path may hold one."""
+    job = ledger.open_job(engine, spec())
+    add_video(engine, job.id, "a=b", 20)
+    add_video(engine, job.id, "c", 20)
+    ledger.finish_planning(engine, job.id)
+    job = done(engine, job.id, directions(3, 2))
+    first, second = (find_videos(engine, job.id, name)[0] for name in ("a=b.mp4", "c.mp4"))
+    labels, matrix = labels_like(
+        engine, job, ("one=a=b.mp4@3s", "one=c.mp4@12s", "two=c.mp4@19s", "three=a=b.mp4@20s")
+    )
+    assert [label.name for label in labels.labels] == ["one", "two", "three"]
+    assert [len(label.samples) for label in labels.labels] == [2, 1, 1]
+    both = pictures(first, (3,))[0].astype(np.float32) + pictures(second, (12,))[0]
+    assert matrix[0] == pytest.approx(both / np.linalg.norm(both), abs=2e-3)
+    assert matrix[1] == pytest.approx(pictures(second, (19,))[0], abs=2e-3)
 
 
 # -- scenes in columns

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import io
+import json
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 from embedded import directions, done
-from rows import SECOND, file, planned
+from rows import SEASONS, SECOND, claimed, file, planned, sample, vectors_of
 from sqlalchemy import Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from nightreel.archive import Archive
-from storage import ledger, relabel, vectors
+from storage import ledger, relabel, results, vectors
 from storage.coverage import coverage
 from storage.database import DatabaseError, reading
+from storage.export import Format, Kind, export_rows
+from storage.highlights import highlights
 from storage.labels import store_label_vectors
-from storage.records import Label, LabelSet
+from storage.records import Label, LabelSet, RangeResult, Sampling
 from storage.scenes import scenes
 from storage.summaries import summaries
 
 DOCS = Path(__file__).parents[1] / "docs"
 SQL = (DOCS / "sql.md").read_text(encoding="utf-8")
 QUERIES = re.findall(r"```sql\n(.*?)```", SQL, re.DOTALL)
-VIEWS = ("v_jobs", "v_videos", "v_coverage", "v_samples", "v_predictions", "v_scenes", "v_summary")
+VIEWS = (
+    "v_jobs", "v_labels", "v_videos", "v_coverage", "v_samples", "v_predictions", "v_scenes",
+    "v_summary", "v_flags",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -92,12 +101,50 @@ def test_there_are_ten_example_queries() -> None:
 
 @pytest.mark.parametrize("number", range(10))
 def test_the_example_queries_run(filled: Engine, number: int) -> None:
-    """Each gives rows on both databases (flags and a label that is not there may give none)."""
+    """Each gives rows on both databases."""
     query = (
         QUERIES[number].strip().rstrip(";").replace("'winter'", "'summer'").replace("< 0.2", "< 2")
     )
-    found = rows(filled, query)
-    assert found or "flag IS NOT NULL" in query
+    assert rows(filled, query)
+
+
+def test_the_views_say_what_made_the_results(filled: Engine) -> None:
+    """Model, sampling, release and every label with its prompts, threshold and flag, of each
+    job."""
+    (one, two) = rows(filled, "SELECT * FROM v_jobs ORDER BY job_id")
+    assert one["version"] == two["version"] == version("nightreel")
+    found = rows(filled, "SELECT * FROM v_labels WHERE job_id = 1 ORDER BY position")
+    assert [
+        (row["label"], json.loads(str(row["prompts"])), row["threshold"], row["flag"])
+        for row in found
+    ] == [(one.name, list(one.prompts), one.threshold, one.flag) for one in SEASONS.labels]
+    assert [row["examples"] for row in found] == [0, 2, 0]
+    for view in ("v_samples", "v_predictions", "v_scenes", "v_summary"):
+        made = rows(filled, f"SELECT DISTINCT model, sampling FROM {view}")
+        assert made == [{"model": "clip/1", "sampling": str(Sampling())}]
+
+
+def test_a_flag_needs_no_scene(engine: Engine) -> None:
+    """One frame that reaches the threshold stands in the view, in the documented query and in the
+    exported table, though its label has no scene."""
+    made = planned(engine, 8)
+    while fed := ledger.feed(engine, 8):
+        for task_id in fed:
+            claim = claimed(engine, task_id)
+            seen = tuple(sample(b, 2 if b == 5 else 0) for b in claim.frame_range.buckets)
+            result = RangeResult(seen, (), vectors_of(claim.frame_range.buckets), 8)
+            assert results.commit(engine, task_id, claim.fence, result)
+    ledger.close_finished(engine)
+    assert [one.label for one in scenes(engine, made.job_id)[made.video_ids[0]]] == ["summer"]
+    (query,) = (one for one in QUERIES if "v_flags" in one)
+    (row,) = rows(engine, query.strip().rstrip(";"))
+    assert row == {
+        "path": "/archive/v0.mp4", "reason": "burning", "label": "fire", "samples": 1,
+        "first_s": 5.0, "last_s": 5.0, "peak": 0.9,
+    }  # fmt: skip
+    out = io.StringIO()
+    assert export_rows(engine, made.job_id, Kind.FLAGS, out, Format.JSONL) == 1
+    assert row.items() <= json.loads(out.getvalue()).items()
 
 
 def test_both_databases_answer_alike(
@@ -179,9 +226,64 @@ def test_the_python_api(filled: Engine, database_url: str) -> None:
         assert len(archive.coverage(1)) == 3
         (row,) = archive.query("SELECT COUNT(*) AS n FROM v_samples WHERE job_id = :job", job=1)
         assert row == {"n": 39 + 12}
-        with pytest.raises(Exception, match=r"(?i)read-?only|readonly"):
-            archive.query("DELETE FROM samples")
-        assert archive.query("SELECT COUNT(*) AS n FROM v_samples")[0]["n"] == 2 * (39 + 12)
+
+
+CHANGE = "INSERT INTO text_vectors (model, text, vector) VALUES ('m', 't', 'v')"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "DELETE FROM samples",
+        CHANGE,
+        f"COMMIT; {CHANGE}; COMMIT; SELECT 1",
+        f"SELECT 1; COMMIT; {CHANGE}",
+        "COMMIT",
+        "SET default_transaction_read_only = off",
+        "ATTACH DATABASE 'made.db' AS made",
+        "VACUUM INTO 'made.db'",
+        "PRAGMA user_version = 7",
+        "PRAGMA journal_mode = DELETE",
+        "COPY (SELECT 1) TO '/tmp/made'",
+    ],
+)
+def test_a_query_only_reads(
+    filled: Engine, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """Whatever is no single SELECT is refused, changes nothing and makes no file; the next query is
+    answered."""
+    monkeypatch.chdir(tmp_path)
+    with Archive.open(database_url) as archive:
+        with pytest.raises(DBAPIError):
+            archive.query(query)
+        (row,) = archive.query("SELECT COUNT(*) AS n FROM v_samples")
+        assert row == {"n": 2 * (39 + 12)}
+        assert archive.query("SELECT COUNT(*) AS n FROM text_vectors WHERE text = :t", t="t") == [
+            {"n": 0}
+        ]
+    assert not (tmp_path / "made.db").exists()
+    ledger.finish_planning(filled, 1)  # the connections of others write as before
+
+
+def test_arguments_without_sense_are_named(filled: Engine, database_url: str) -> None:
+    """Each is one ValueError that says what is wrong."""
+    with Archive.open(database_url) as archive:
+        for seconds in (-5, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=r"pad_s=.*give seconds"):
+                archive.highlights("summer", pad_s=seconds, job=1)
+            with pytest.raises(ValueError, match=r"min_length_s=.*give seconds"):
+                archive.find("summer", min_length_s=seconds, job=1)
+            with pytest.raises(ValueError, match=r"apart_s=.*give seconds"):
+                archive.search(np.ones(8), apart_s=seconds)
+        for vector in (np.zeros(8), np.full(8, np.nan), np.full(8, np.inf)):
+            with pytest.raises(ValueError, match="no direction"):
+                archive.search(vector)
+        with pytest.raises(ValueError, match=r"shape \(7,\).*\(8,\)"):
+            archive.search(np.ones(7))
+        every = archive.search(next(archive.vectors()).vectors[20].astype(float), apart_s=0, top=99)
+        assert max(hit.score for hit in every) <= 1
+    with pytest.raises(ValueError, match="pad_us=-1"):
+        highlights(filled, 1, "summer", pad_us=-1)
 
 
 def test_a_missing_database_is_an_error(tmp_path: Path) -> None:

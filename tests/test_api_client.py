@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import base64
+import gzip
+import json
 import logging
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from email.utils import formatdate
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import numpy as np
 import pytest
@@ -16,13 +23,16 @@ from contract_server import (
     drip,
     half_close,
     hang_up,
+    keep_silent,
 )
 
 from storage.records import Label, LabelSet
+from storage.settings import SecretUnreadable
 from workers.api import ApiClient, FrameRefused, JobPaused, JobStopped, Outage, TextRefused
 from workers.classify import LabelVectors, embed_labels, predictions, prompt_weights
 from workers.footage.picture import encode_jpeg
 from workers.settings import WorkerSettings
+from workers.shared import Shared
 
 KEY = "rf_secret_0123456789"
 
@@ -66,10 +76,107 @@ def test_a_server_that_stacks_lists_is_asked_one_by_one() -> None:
         assert client(server).endpoint().batch == 1
 
 
-def test_an_endpoint_without_embeddings_is_compared() -> None:
-    """Where /clip/embed_image does not exist, /clip/compare serves."""
-    with contract_server(embeds=False) as server:
-        assert not client(server).endpoint().embeds
+@pytest.mark.parametrize("said", [404, 405])
+def test_an_endpoint_without_embeddings_is_compared(said: int) -> None:
+    """Where /clip/embed_image does not exist, whichever way that is said, /clip/compare serves."""
+    with contract_server(embeds=False, unknown_route=said) as server:
+        api = client(server)
+        assert not api.endpoint().embeds
+        assert isinstance(api.compare(pictures(1)[0], ["a", "b"]), np.ndarray)
+
+
+def refuse_lists(status: int) -> Any:
+    def act(handler: Any, body: dict[str, Any]) -> None:
+        alone = not isinstance(body["image"], list)
+        answer_with(200 if alone else status, {"embeddings": [[1.0, 2.0]]})(handler, body)
+
+    return act
+
+
+@pytest.mark.parametrize("status", [413, 422, 500])
+def test_a_server_that_refuses_lists_is_asked_one_by_one(
+    server: ContractServer, status: int
+) -> None:
+    """A list is refused, a picture alone is taken, and the list is refused again."""
+    server.always = refuse_lists(status)
+    assert client(server).endpoint().batch == 1
+
+
+def test_a_500_that_passes_does_not_decide_a_jobs_way(server: ContractServer) -> None:
+    """Trouble while the endpoint is asked whether it takes lists leaves the answer as it was."""
+    server.script = [answer_with(500, {"message": "Internal error."})] * 2
+    assert client(server).endpoint().batch == 8
+
+
+@pytest.mark.parametrize(("status", "kind"), [(500, Outage), (422, JobStopped)])
+def test_an_endpoint_that_takes_no_picture_has_no_way(
+    server: ContractServer, redis_url: str, status: int, kind: type[Exception]
+) -> None:
+    """Nothing is learned of an endpoint that refuses a plain picture too, and nothing is kept for
+    the other workers."""
+    shared = Shared(redis_url, "q")
+    api = ApiClient(WorkerSettings(api_url=server.url), shared, sleep=lambda _: None)
+    api.work_for(1)
+    server.always = answer_with(status, {"message": "no"})
+    with pytest.raises(kind):
+        api.endpoint()
+    server.always = None
+    assert api.endpoint().batch == 8
+    shared.close()
+
+
+def test_each_job_asks_anew_what_the_endpoint_is(server: ContractServer) -> None:
+    """A worker lives longer than a job: what it learned for one is not taken for the next, and is
+    asked once for each."""
+    api = client(server)
+    api.work_for(1)
+    assert api.endpoint().batch == 8
+    server.info = {"model": "another@2", "input_size": 32}
+    server.stacks_lists = True
+    api.work_for(2)
+    assert (api.identity().model, api.identity().input_size) == ("another@2", 32)
+    assert api.endpoint().batch == 1
+    asked = len(server.requests)
+    api.work_for(1)
+    assert (api.identity().model, api.endpoint().batch) == ("test-colours@1", 8)
+    api.work_for(2)
+    assert api.endpoint().batch == 1
+    assert len(server.requests) == asked
+
+
+def test_an_answer_of_another_model_is_never_kept(server: ContractServer) -> None:
+    """Should a server be started anew with another model while a job runs, its answers stop the
+    job; once the job's model is back, the next task goes on."""
+    api = client(server)
+    api.work_for(1)
+    api.endpoint()
+    server.info = {"model": "another@2"}
+    for ask in (lambda: api.embed_images(pictures(1)), lambda: api.embed_texts(["a"])):
+        with pytest.raises(JobStopped, match="served test-colours@1 and answers now as another@2"):
+            ask()
+    assert api.identity().model == "test-colours@1"
+    api.work_for(1)
+    assert api.identity().model == "another@2"
+    assert len(api.embed_images(pictures(1))) == 1
+
+
+def test_a_model_that_info_does_not_name_may_bear_any_name(server: ContractServer) -> None:
+    """The header of a server that does not say what it serves has words of its own."""
+    server.info = {"name": "Inference Server"}
+    api = client(server)
+    api.endpoint()
+    server.always = answer_with(200, {"embeddings": [[1.0, 2.0]]}, {"x-model-id": "clip/ViT-B-16"})
+    assert isinstance(api.embed_images(pictures(1))[0], np.ndarray)
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_who_a_server_is_is_not_guessed_while_it_is_away(status: int) -> None:
+    """A server that cannot say now what it serves is not taken for one that never does."""
+    with (
+        contract_server(info_status=status) as server,
+        pytest.raises(Outage, match=f"the API answers {status}"),
+    ):
+        client(server).identity()
 
 
 def test_a_server_without_info_is_named_by_the_model_asked_of_it() -> None:
@@ -131,6 +238,83 @@ def test_retry_after_is_honoured(server: ContractServer) -> None:
     with pytest.raises(Outage) as caught:
         api.embed_images(pictures(1))
     assert caught.value.retry_after_s == 120
+
+
+@pytest.mark.parametrize(
+    ("said", "waited"),
+    [("nan", None), ("inf", None), ("soon", None), ("-5", 0.0), ("1e9", 3600.0)]
+    + [(formatdate(1_790_000_000 + later, usegmt=True), max(later, 0.0)) for later in (90, -90)],
+)
+def test_retry_after_is_a_number_or_a_date(
+    server: ContractServer, said: str, waited: float | None
+) -> None:
+    """Seconds, or a date by the server's own clock; what is neither counts as absent."""
+    api = client(server, api_attempts=1)
+    api.endpoint()
+    sent = formatdate(1_790_000_000, usegmt=True)
+    server.always = answer_with(503, {}, {"Retry-After": said, "Date": sent})
+    with pytest.raises(Outage) as caught:
+        api.embed_images(pictures(1))
+    assert caught.value.retry_after_s == waited
+
+
+def test_a_date_without_a_clock_is_held_against_ones_own(server: ContractServer) -> None:
+    """A server that does not tell its time is taken to have the right one."""
+    api = client(server, api_attempts=1)
+    api.endpoint()
+    until = formatdate(time.time() + 600, usegmt=True)
+    server.always = answer_with(503, {}, {"Retry-After": until, "Date": "noon"})
+    with pytest.raises(Outage) as caught:
+        api.embed_images(pictures(1))
+    assert caught.value.retry_after_s == pytest.approx(600, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [(drip, "not complete after 0.3 s"), (keep_silent, "no answer in time")],
+    ids=["dripping", "silent"],
+)
+def test_a_server_that_takes_its_time_is_left(
+    server: ContractServer, trouble: Any, why: str
+) -> None:
+    """Neither a byte now and then nor none at all holds a worker for longer than it may wait."""
+    api = client(server, api_read_timeout_s=0.3, api_attempts=1)
+    api.endpoint()
+    server.always = trouble
+    began = time.monotonic()
+    with pytest.raises(Outage, match=why):
+        api.embed_images(pictures(1))
+    assert time.monotonic() - began < 3
+
+
+def test_a_host_that_does_not_answer_a_connection_is_left() -> None:
+    """A connection that is neither made nor refused is given up in time, and is no call."""
+    with ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(3):  # more than may wait to be accepted: the next is not answered
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        url = "http://127.0.0.1:{1}".format(*full.getsockname())
+        settings = WorkerSettings(api_url=url, api_connect_timeout_s=0.3, api_attempts=1)
+        api = ApiClient(settings)
+        began = time.monotonic()
+        with pytest.raises(Outage, match="no connection in time"):
+            api.embed_texts(["a"])
+        assert time.monotonic() - began < 3
+        assert api.spent.text_calls == 0
+
+
+def test_an_answer_of_many_megabytes_is_not_read_to_its_end(server: ContractServer) -> None:
+    """An answer that unpacks to more than any result can be is refused, right as it may be."""
+    api = client(server, api_attempts=1)
+    api.endpoint()
+    flood = gzip.compress(json.dumps({"embeddings": [[1.0, 2.0]]}).encode() + b" " * (16 << 20))
+    server.always = answer_with(200, None, {"Content-Encoding": "gzip"}, flood)
+    with pytest.raises(Outage, match="larger than 16 MiB"):
+        api.embed_texts(["a"])
 
 
 @pytest.mark.parametrize(
@@ -331,12 +515,14 @@ def test_texts_that_are_refused_can_be_asked_for(server: ContractServer, way: st
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(401, JobStopped), (403, JobStopped), (404, JobStopped), (402, JobPaused), (423, JobPaused)],
+    [(status, JobPaused) for status in (402, 423)]
+    + [(status, JobStopped) for status in (401, 403, 404, 405, 406, 410, 411, 414, 415, 431, 451)]
+    + [(status, JobStopped) for status in (501, 505)],
 )
-def test_refusals_of_the_account_are_not_tried_again(
+def test_refusals_that_time_does_not_mend_are_not_tried_again(
     server: ContractServer, status: int, kind: type[Exception]
 ) -> None:
-    """Key, model and credits are a person's to mend: one call, no retry."""
+    """Key, address, model and credits are a person's to mend: one call, no retry."""
     api = client(server)
     api.endpoint()
     before = len(server.requests)
@@ -344,6 +530,15 @@ def test_refusals_of_the_account_are_not_tried_again(
     with pytest.raises(kind, match=f"the API answers {status}: no"):
         api.embed_images(pictures(1))
     assert len(server.requests) == before + 1
+
+
+@pytest.mark.parametrize("status", [408, 425, 520, 599])
+def test_refusals_that_time_mends_are_tried_again(server: ContractServer, status: int) -> None:
+    """Too slow, too early, or a gateway's own words for an outage."""
+    api = client(server)
+    api.endpoint()
+    server.script = [answer_with(status, {})]
+    assert len(api.embed_images(pictures(1))) == 1
 
 
 @pytest.mark.parametrize("transport", ["query", "header", "body"])
@@ -375,6 +570,60 @@ def test_the_key_arrives_and_is_never_told(
     assert KEY not in repr(api._settings)
 
 
+@pytest.mark.parametrize(
+    "key", [f"{KEY}\n# my key", f"{KEY}\r", f"{KEY} of mine", f"{KEY}\x00", "schlüssel-日本"]
+)
+def test_a_key_that_no_header_carries_is_refused_unshown(key: str) -> None:
+    """A file with a second line, say, is refused before anything is sent, whole or in part."""
+    with contract_server() as server:
+        for transport in ("query", "header", "body"):
+            with pytest.raises(SecretUnreadable, match="NIGHTREEL_API_KEY_FILE") as caught:
+                client(server, api_key=f"x{key}x", api_key_transport=transport)
+            assert KEY[:6] not in str(caught.value)
+        assert server.requests == []
+
+
+def test_what_cannot_be_sent_is_not_shown(server: ContractServer) -> None:
+    """The error of the library that fails to write a header holds all of it."""
+    api = client(server)
+    api.wire._headers["Authorization"] = f"Bearer {KEY}\n"
+    with pytest.raises(JobStopped, match="cannot be asked") as caught:
+        api.embed_texts(["a"])
+    assert KEY not in str(caught.value)
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("before", range(150, 210, 3))
+def test_no_part_of_the_key_is_told(server: ContractServer, before: int) -> None:
+    """Wherever in a long answer the key stands, none of it is left where the answer is cut."""
+    server.always = answer_with(401, {"message": "x" * before + KEY + " is bad"})
+    with pytest.raises(JobStopped) as caught:
+        client(server, api_key=KEY).embed_texts(["a"])
+    assert "rf" not in str(caught.value)
+
+
+@pytest.mark.parametrize("echo", [str, quote, quote_plus, lambda key: quote(key, safe="").lower()])
+def test_a_key_that_is_echoed_encoded_is_masked(server: ContractServer, echo: Any) -> None:
+    """A server that repeats the address that it was asked repeats the key percent-encoded."""
+    key = "sécret+/%&=key"
+    said = f"no such path: /clip?api_key={echo(key)}&more"
+    server.always = answer_with(404, {"message": said})
+    with pytest.raises(JobStopped, match=r"api_key=\[key\]&more") as caught:
+        client(server, api_key=key, api_key_transport="query").embed_texts(["a"])
+    assert "cret" not in str(caught.value)
+
+
+def test_what_an_api_says_is_one_printable_line(server: ContractServer) -> None:
+    """Line breaks, colours and marks that turn a line around do not reach a terminal or a log."""
+    said = "no\n\treally \x1b[31mred\x1b[0m \u202eolleh\x00 end"
+    server.always = answer_with(401, {"message": said})
+    with pytest.raises(JobStopped, match=r"401: no really \[31mred\[0m olleh end; check"):
+        client(server).embed_texts(["a"])
+    server.info = {"model": "a\nmodel\x1b[0m", "notice": "one\ntwo\x07"}
+    identity = client(server, api_key="a").identity()
+    assert (identity.model, identity.notice) == ("a model[0m", "one two")
+
+
 def test_a_422_body_is_never_repeated(server: ContractServer) -> None:
     """422 echoes the whole request, picture included: none of it reaches an error text."""
     api = client(server)
@@ -395,10 +644,14 @@ def test_a_redirect_is_not_followed(server: ContractServer) -> None:
         assert other.requests == []
 
 
-def test_slashes_after_the_address_do_no_harm(server: ContractServer) -> None:
-    """A double slash in a path would be refused; an address may end with one all the same."""
-    client(server, api_url=f"{server.url}//").embed_texts(["a"])
-    assert server.requests[-1][0] == "/clip/embed_text"
+@pytest.mark.parametrize(("path", "sent"), [("//", ""), ("//v1//x/", "/v1/x"), ("/v1", "/v1")])
+def test_slashes_of_the_address_do_no_harm(server: ContractServer, path: str, sent: str) -> None:
+    """A double slash in a path would be refused; an address may have some all the same."""
+    api = client(server, api_url=server.url + path)
+    assert api.base == server.url + sent
+    server.always = answer_with(200, {"embeddings": [[1.0, 2.0]]})
+    api.embed_texts(["a"])
+    assert server.requests[-1][0] == f"{sent}/clip/embed_text"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from contract_server import ContractServer, answer_with, contract_server
 from rows import add_video, claimed, found, info, planned, ranges, spec
 from sqlalchemy import Engine
 
+from nightreel.cli import run_command
 from scheduler.estimate import Planned, estimate
 from scheduler.submit import job_spec
 from storage import ledger, results
@@ -225,7 +226,8 @@ def test_calls_of_an_attempt_in_vain_are_spent(farm: Farm) -> None:
     """A range whose second call fails is put back, and its first call stays on the bill."""
     farm.server.stacks_lists = True
     client = process.current().client
-    client.endpoint(farm.job.id)
+    client.work_for(farm.job.id)
+    client.endpoint()
     ledger.set_budget(farm.engine, farm.job.id, 100)
     # The texts and one picture are answered; then the API is gone.
     seen: list[str] = []
@@ -494,21 +496,80 @@ def test_a_plan_names_what_is_no_video(tmp_path: Path, archive: Path) -> None:
     assert "text.mp4" in err
 
 
-def test_bytes_are_estimated_by_the_size_of_the_pictures() -> None:
-    """A model of twice the side reads pictures of four times the bytes."""
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "--rate", "nan"),
+        ("plan", "--rate", "inf"),
+        ("plan", "--price-per-1000", "nan"),
+        ("plan", "--price-per-1000", "inf"),
+        ("run", "--max-rps", "nan"),
+        ("run", "--max-rps", "inf"),
+    ],
+    ids=" ".join,
+)
+def test_a_rate_and_a_price_are_finite(
+    tmp_path: Path, archive: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    """What is no number is refused as every wrong option is, before there is a job."""
+    command, *option = words
+    database = tmp_path / "results.db"
+    assert run_command([command, str(archive), *option, "--db", f"sqlite:///{database}"]) == 2
+    assert option[0] in capsys.readouterr().err
+    assert not database.exists()
+
+
+def test_an_api_that_takes_no_picture_has_no_plan(
+    archive: Path, server: ContractServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where every call fails there is nothing to reckon with: exit 12 and one line."""
+    server.always = answer_with(500, {"message": "no\nreally"})
+    assert run_command(["plan", str(archive), "--api", server.url]) == 12
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "nightreel: the API answers 500: no really\n"
+
+
+@pytest.mark.parametrize("at_home", [True, False])
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_key_of_two_lines_is_refused_before_there_is_a_job(
+    tmp_path: Path,
+    archive: Path,
+    server: ContractServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    at_home: bool,
+) -> None:
+    """A key file with a comment in it is one line and exit code 2; no part of it is shown."""
+    (tmp_path / "key").write_text("rf_secret_0123456789\n# my key\n")
+    monkeypatch.setenv("NIGHTREEL_API_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("NIGHTREEL_API_KEY_TRANSPORT", "header")
+    database = tmp_path / "results.db"
+    where = () if at_home else ("--api", server.url)
+    assert run_command([command, str(archive), *where, "--db", f"sqlite:///{database}"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "NIGHTREEL_API_KEY_FILE" in said.err
+    assert "rf_" not in said.out + said.err
+    assert not database.exists()
+
+
+@pytest.mark.parametrize(
+    ("side", "measured"), [(64, 2_200), (112, 4_500), (224, 11_500), (336, 20_300), (448, 29_900)]
+)
+def test_bytes_are_estimated_by_the_size_of_the_pictures(side: int, measured: int) -> None:
+    """For models of any input size the estimate is near what real clips gave: the median of their
+    pictures' mean bytes."""
     labels = LabelSet("two", (Label("a", ("a",)), Label("b", ("b",))))
-    small, large = (
-        estimate(
-            [Planned(info(600), ranges(600, 60), [False] * 10)],
-            labels,
-            labels_known=False,
-            fit=Fit.CROP,
-            embeds=True,
-            batch=8,
-            input_size=size,
-        )
-        for size in (224, 448)
+    found = estimate(
+        [Planned(info(600), ranges(600, 60), [False] * 10)],
+        labels,
+        labels_known=False,
+        fit=Fit.CROP,
+        embeds=True,
+        batch=8,
+        input_size=side,
     )
-    assert (small.samples, small.image_calls, small.text_calls) == (600, 80 + 1, 1)
-    assert large.bytes_sent / small.bytes_sent == pytest.approx(4, rel=0.01)
-    assert small.bytes_sent / 600 == pytest.approx(16_800, rel=0.01)
+    assert (found.samples, found.image_calls, found.text_calls) == (600, 80 + 1, 1)
+    assert found.bytes_sent == pytest.approx(600 * measured * 4 / 3 + 82 * 120, rel=0.06)

@@ -324,6 +324,23 @@ def test_an_image_runs_as_nobody_and_holds_no_source(name: str) -> None:
     assert "PYTHONUNBUFFERED=1" in variables
 
 
+@pytest.mark.parametrize("name", ["api", "flower", "worker"])
+def test_an_image_started_without_the_file_is_looked_after_too(name: str) -> None:
+    """It has the file's own health check, at a port where it is heard."""
+    made = stages()[name].instructions
+    (check,) = [rest for instruction, rest in made if instruction == "HEALTHCHECK"]
+    kind, *command = SERVICES[name]["healthcheck"]["test"]
+    assert kind == "CMD"
+    assert json.loads(check.partition(" CMD ")[2]) == command
+    assert dict(re.findall(r"--([a-z-]+)=(\w+)", check)).keys() == {
+        *("interval", "timeout", "start-period")
+    }
+    if name == "worker":
+        assert f"NIGHTREEL_METRICS_PORT={METRICS_PORT}" in next(
+            rest for instruction, rest in made if instruction == "ENV"
+        )
+
+
 def test_the_builder_gets_what_it_copies_and_nothing_else() -> None:
     """Each source of the Dockerfile exists and is let through, all of the wheel among them;
     everything else is kept back."""

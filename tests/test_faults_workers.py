@@ -4,7 +4,6 @@ those of a calm run."""
 from __future__ import annotations
 
 import datetime
-import glob
 import re
 import signal
 from collections.abc import Iterator
@@ -14,29 +13,19 @@ from pathlib import Path
 import psycopg
 import pytest
 import redis
-from conftest import missing
-from farm import CONCURRENCY, RATE, TASKS, VIDEOS, Farm, let_pass, wait_until
+from farm import (
+    CONCURRENCY,
+    RATE,
+    TASKS,
+    TRIPLED,
+    VIDEOS,
+    Farm,
+    faked_clock,
+    let_pass,
+    wait_until,
+)
 
 pytestmark = pytest.mark.timeout(150)
-
-TRIPLED = """
-import runpy
-import sys
-
-import kombu
-
-publish = kombu.Producer.publish
-
-def thrice(*arguments, **options):
-    for _ in range(3):
-        sent = publish(*arguments, **options)
-        print("sent", flush=True)
-    return sent
-
-kombu.Producer.publish = thrice
-runpy.run_module("scheduler", run_name="__main__", alter_sys=True)
-"""
-"""A scheduler each of whose messages is sent three times."""
 
 HOUR_S = 3600
 
@@ -77,7 +66,7 @@ def test_killed_processes_of_a_pool_lose_nothing(either_farm: Farm) -> None:
     farm.workers("two")
     for share in (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75):
         farm.until_done(share)
-        farm.kill_one_at_work()
+        assert farm.kill_one_at_work()
         kills += 1
     farm.finish()
     farm.check(spent=kills, again=kills * RATE)
@@ -213,20 +202,12 @@ def test_every_message_may_come_three_times(farm: Farm) -> None:
 def test_clocks_of_machines_may_differ(farm: Farm) -> None:
     """A worker an hour ahead, one an hour behind and a scheduler half an hour ahead: leases and
     delays are held to the database's clock, and the queue's own timeouts do no harm."""
-    found = glob.glob("/usr/lib/*/faketime/libfaketime.so.1")
-    if not found:
-        missing("libfaketime")
-
-    def at(offset_s: int) -> dict[str, str]:
-        faked = {"LD_PRELOAD": found[0], "FAKETIME": f"{offset_s:+d}"}
-        return faked | {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
-
-    farm.scheduler(**at(HOUR_S // 2))
-    ahead = farm.workers("ahead", **at(HOUR_S))
-    behind = farm.workers("behind", **at(-HOUR_S))
+    farm.scheduler(**faked_clock(HOUR_S // 2))
+    ahead = farm.workers("ahead", **faked_clock(HOUR_S))
+    behind = farm.workers("behind", **faked_clock(-HOUR_S))
     for share in (0.2, 0.6):
         farm.until_done(share)
-        farm.kill_one_at_work()
+        assert farm.kill_one_at_work()
     farm.finish()
     farm.check(spent=2, again=2 * RATE)
     first, second = (_first_moment(one.said()) for one in (ahead, behind))

@@ -69,6 +69,23 @@ def test_the_queue_s_password_comes_from_a_file(guarded: str, tmp_path: Path) ->
         check_broker(make_app(QueueSettings(broker_url=SecretStr(guarded))))
 
 
+def test_a_scheduler_that_stands_by_says_so(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once as it begins to wait, and once as it takes over."""
+    engine = connect(sqlite_url)
+    planned(engine, 4)
+    caplog.set_level("INFO")
+    first, second = (
+        Feeder(engine, lambda *_: None, SchedulerSettings(), name=name) for name in ("one", "two")
+    )
+    for one in (first, second, first, second):
+        one.step()
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["this scheduler leads", "another scheduler leads; waiting"]
+    engine.dispose()
+
+
 class Told(Health):
     """Keeps what it was told."""
 

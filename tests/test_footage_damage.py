@@ -12,6 +12,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
+from av.stream import Stream
 from footage_files import Picture, damaged, encode, frames, replaced, scenery, x264
 
 from storage.records import Fit, FrameRange, Gap, GapKind, Sampling, SamplingMode
@@ -19,7 +21,8 @@ from workers.footage.decode import DecodedSample, FootageError, read_range
 from workers.footage.picture import Renderer
 from workers.footage.plan import plan
 from workers.footage.probe import probe
-from workers.footage.watchdog import watched
+from workers.footage.source import Source
+from workers.footage.watchdog import Stalled, watched
 
 SIZE = 32
 FIRST = Sampling(SamplingMode.FIRST, Fraction(2))
@@ -291,36 +294,65 @@ def test_closing_gives_the_file_back_at_once(tmp_path: Path) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "footage"]
 
 
-def test_a_range_without_progress_ends_with_a_gap() -> None:
-    """A reader that hangs after its first result leaves a `stalled` gap for the rest."""
-    release = threading.Event()
+def test_a_range_without_progress_ends_with_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a packet never comes, what came is had and a `stalled` gap stands for the rest."""
+    path = encode(tmp_path / "video.mp4", frames(240), options=x264(bframes=0))
+    info, index = probe(os.fspath(path))
+    (task,) = plan(info, index, FIRST)
+    release, packets = threading.Event(), Source.packets
 
-    def hanging(beat: Callable[[], None]) -> Iterator[Gap]:
-        beat()
-        yield Gap(0, 10, GapKind.DAMAGED)
-        release.wait()
+    def hanging(source: Source) -> Iterator[Packet[Stream]]:
+        for number, packet in enumerate(packets(source)):
+            if number == 150:
+                release.wait()
+            yield packet
 
+    monkeypatch.setattr(Source, "packets", hanging)
     try:
-        results = list(watched(hanging, 0, 100, 0.2))
+        results = list(
+            read_range(os.fspath(path), info, task, FIRST, size=SIZE, fit=Fit.SQUASH, stall_s=0.5)
+        )
     finally:
         release.set()
-    assert results[0] == Gap(0, 10, GapKind.DAMAGED)
-    stalled = results[1]
-    assert (stalled.start_us, stalled.end_us, stalled.kind) == (10, 100, GapKind.STALLED)
-    assert len(results) == 2
+    *samples, stalled = results
+    assert samples
+    assert all(isinstance(sample, DecodedSample) for sample in samples)
+    assert isinstance(stalled, Gap)
+    assert (stalled.kind, stalled.end_us) == (GapKind.STALLED, info.duration_us)
+    assert stalled.start_us == samples[-1].end_us <= 5_000_000
+
+
+def test_a_reader_without_progress_is_left_behind() -> None:
+    """A reader that hangs after its first result: that is had, and then Stalled is raised."""
+    release = threading.Event()
+
+    def hanging(beat: Callable[[], None]) -> Iterator[int]:
+        beat()
+        yield 1
+        release.wait()
+
+    results = watched(hanging, 0.2)
+    try:
+        assert next(results) == 1
+        with pytest.raises(Stalled):
+            next(results)
+    finally:
+        release.set()
 
 
 def test_slow_progress_is_no_stall() -> None:
     """A reader that gives no result for long but steps on is waited for."""
     steps = threading.Event()
 
-    def slow(beat: Callable[[], None]) -> Iterator[Gap]:
+    def slow(beat: Callable[[], None]) -> Iterator[int]:
         for _ in range(20):
             beat()
             steps.wait(0.05)
-        yield Gap(0, 100, GapKind.DAMAGED)
+        yield 1
 
-    assert list(watched(slow, 0, 100, 0.3)) == [Gap(0, 100, GapKind.DAMAGED)]
+    assert list(watched(slow, 0.3)) == [1]
 
 
 def test_a_range_without_a_sample_is_a_gap(tmp_path: Path) -> None:

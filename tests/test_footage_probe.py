@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import subprocess
@@ -13,10 +14,14 @@ import av
 import numpy as np
 import pytest
 from footage_files import HARD_FILES, announcing, encode, frames, x264
+from PIL import Image
 
+from storage.records import Fit, Sampling
+from workers.footage.decode import DecodedSample, read_range
 from workers.footage.index import Unwrapper
+from workers.footage.plan import plan
 from workers.footage.probe import Rejected, probe
-from workers.footage.source import RejectKind, rejection
+from workers.footage.source import RejectKind, Source, rejection
 
 
 def refused(path: str | Path) -> Rejected:
@@ -84,6 +89,21 @@ def test_what_is_no_video_is_refused_with_its_kind(
     path = tmp_path / f"hostile.{suffix}"
     path.write_bytes(content)
     assert refused(path).kind == kind
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.srt", "a.sdp"])
+def test_formats_that_hold_no_video_are_not_opened_at_all(name: str, tmp_path: Path) -> None:
+    """A picture, a subtitle, an address to listen at: FFmpeg would open each, and may not."""
+    picture = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(picture, "PNG")
+    contents = {
+        "a.mp4": picture.getvalue(),
+        "a.srt": b"1\n00:00:00,000 --> 00:00:01,000\nHello\n\n",
+        "a.sdp": b"\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+    }
+    path = tmp_path / name
+    path.write_bytes(contents[name])
+    assert refused(path).kind == RejectKind.FORBIDDEN_FORMAT
 
 
 def test_a_playlist_is_refused_without_opening_what_it_names(tmp_path: Path) -> None:
@@ -366,9 +386,96 @@ def test_an_edit_list_hides_its_packets(tmp_path: Path) -> None:
     assert any("10 packets are not presented" in warning for warning in info.warnings)
 
 
+def running(container: str, clock: list[int | None]) -> tuple[list[int | None], int]:
+    """Decoding timestamps in running time, at a tick of 10 ms and ten ticks a frame; and jumps."""
+    unwrapper = Unwrapper(container, Fraction(1, 100))
+    times = [unwrapper.times(dts, dts, 10) for dts in clock]
+    assert all(pts == dts for pts, dts in times)
+    return [dts for _pts, dts in times], unwrapper.jumps
+
+
 def test_a_running_clock_is_made_of_clocks_that_fall_back() -> None:
     """Each fall continues where the last packet ended; missing timestamps change nothing."""
-    unwrapper = Unwrapper()
-    shifts = [unwrapper.shift(dts, 10) for dts in (100, 110, None, 120, 50, 60, 5, 15)]
-    assert shifts == [0, 0, 0, 0, 80, 80, 145, 145]
-    assert unwrapper.jumps == 2
+    times, jumps = running("mp4", [100, 110, None, 120, 50, 60, 5, 15])
+    assert times == [100, 110, None, 120, 130, 140, 150, 160]
+    assert jumps == 2
+
+
+def test_a_timestamp_that_falls_back_a_little_is_no_other_recording() -> None:
+    """A tick back, as muxers round, changes nothing; a slow drift is a fall in the end."""
+    assert running("mpegts", [100, 110, 109, 130]) == ([100, 110, 109, 130], 0)
+    assert running("mpegts", [100, 96, 92, 88, 84])[1] == 1
+
+
+def test_a_clock_that_leaps_ahead_runs_on() -> None:
+    """A leap of an hour, and a damaged timestamp between two others, where packets are stamped by
+    a recorder's clock; what was slow all along, or lies in a table, is as it is told."""
+    clock: list[int | None] = [100, 110, 360_000, 360_010]
+    assert running("mpegts", clock) == ([100, 110, 120, 130], 1)
+    assert running("flv", [100, 110, 4_000_000, 130, 140]) == ([100, 110, 120, 130, 140], 2)
+    assert running("matroska,webm", clock) == (clock, 0)
+    slow: list[int | None] = [0, 900, 2800, 4800]
+    assert running("mpegts", slow) == (slow, 0)
+    unwrapper = Unwrapper("mpegts", Fraction(1, 100))
+    shown = [unwrapper.times(pts, dts, 10)[0] for pts, dts in ((20, 0), (9999, 10), (30, 20))]
+    assert (shown, unwrapper.jumps) == ([20, 10, 30], 1)
+
+
+def after_an_hour(number: int) -> int:
+    """Timestamps of two recordings of three seconds, the second an hour later."""
+    return number if number < 90 else number + 30 * 3600
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mpg", "flv"])
+def test_a_pause_of_the_clock_is_not_analysed_time(suffix: str, tmp_path: Path) -> None:
+    """Two recordings whose clock leaps an hour last six seconds: each second has its sample, and
+    the plan says that they were joined."""
+    codec = {"codec": "mpeg2video", "options": {"g": "15"}} if suffix == "mpg" else {}
+    path = encode(
+        tmp_path / f"joined.{suffix}",
+        frames(180),
+        pts=after_an_hour,
+        **({"options": x264(bframes=0)} | codec),  # type: ignore[arg-type]
+    )
+    info, index = probe(os.fspath(path))
+    assert 5_900_000 <= info.duration_us <= 6_200_000
+    assert "the clock jumps" in (info.sequential_reason or "")
+    told = [warning for warning in info.warnings if "header says" in warning]
+    assert (len(told) == 1 and ", the packets 6." in told[0]) or suffix == "flv"
+    sampling = Sampling()
+    (task,) = plan(info, index, sampling)
+    results = list(read_range(os.fspath(path), info, task, sampling, size=32, fit=Fit.SQUASH))
+    assert all(isinstance(result, DecodedSample) for result in results)
+    assert len(results) in (6, 7)
+    assert all(result.end_us - result.start_us <= 1_000_000 for result in results)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_slideshow_lasts_as_long_as_it_stands(suffix: str, tmp_path: Path) -> None:
+    """A picture every 20 s is no jump of a clock, and can be split."""
+    path = encode(
+        tmp_path / f"slides.{suffix}",
+        frames(8),
+        rate=1,
+        pts=lambda number: number * 20,
+        options=x264(gop=2, bframes=0),
+    )
+    info, index = probe(os.fspath(path))
+    assert (info.sequential_reason, index.jumps) == (None, 0)
+    assert info.duration_us >= 140_000_000
+
+
+@pytest.mark.parametrize("every_stream", [False, True])
+def test_streams_that_appear_in_mid_file_are_passed_over(
+    every_stream: bool, tmp_path: Path
+) -> None:
+    """An MPEG-TS in which 200 other streams begin near its end gives all its pictures."""
+    path = encode(tmp_path / "late.ts", frames(60), rate=5, options=x264(gop=5, bframes=0))
+    header_of_a_pes = b"\0\0\1\xc0\0\0\x80\0\0"
+    with path.open("ab") as file:
+        for pid in range(0x400, 0x4C8):
+            header = b"\x47" + (0x4000 | pid).to_bytes(2, "big") + b"\x10"
+            file.write((header + header_of_a_pes).ljust(188, b"\xff"))
+    with Source(os.fspath(path)) as source:
+        assert len(list(source.packets(every_stream=every_stream))) >= 60
+    assert probe(os.fspath(path))[0].frame_count == 60

@@ -11,12 +11,14 @@ from scheduler.labels import (
     SEASONS,
     LabelsError,
     check_fit,
+    check_flags,
     label_set_of,
     may_not_fit,
     read_labels,
     seasons,
 )
-from storage.records import Label, LabelSet
+from scheduler.submit import job_spec
+from storage.records import Fit, Label, LabelSet, Sampling
 
 
 def loader(data: bytes) -> bytes:
@@ -51,6 +53,55 @@ labels:
     assert first.prompts == ("a construction site", "a crane")
     assert (first.threshold, first.flag) == (0.6, "works in progress")
     assert (second.name, second.prompts) == ("open field", ("open field",))
+
+
+def test_a_threshold_alone_raises_the_name(tmp_path: Path) -> None:
+    """Whoever names a threshold wants to be told: without a reason, the label's name is it."""
+    first, second = read(tmp_path, "- {name: fire, threshold: 0.6}\n- rest\n").labels
+    assert (first.threshold, first.flag) == (0.6, "fire")
+    assert (second.threshold, second.flag) == (None, None)
+
+
+def flagging(count: int, threshold: float) -> LabelSet:
+    """So many labels, the last with a flag."""
+    rest = tuple(Label(str(at), (str(at),)) for at in range(count - 1))
+    return LabelSet("many", (*rest, Label("fire", ("fire",), (), threshold, "burning")))
+
+
+@pytest.mark.parametrize(
+    ("count", "top_n", "threshold", "enough"),
+    [
+        (20, 5, 0.1, 10),
+        (20, 5, 1 / 6, 6),
+        (8, 5, 0.01, 8),
+        (20, 5, 0.17, None),
+        (5, 5, 0.01, None),
+        (3, 1, 0.5, 2),
+    ],
+)
+def test_a_flag_that_could_go_unseen_is_refused(
+    count: int, top_n: int, threshold: float, enough: int | None
+) -> None:
+    """A label beyond the best kept may have an equal share with them; what is told to be kept
+    suffices."""
+    labels = flagging(count, threshold)
+    if enough is None:
+        check_flags(labels, top_n)
+        return
+    with pytest.raises(LabelsError, match=f"'fire' raises.*--top {enough}`"):
+        check_flags(labels, top_n)
+    with pytest.raises(LabelsError, match="--top"):
+        check_flags(labels, enough - 1)
+    check_flags(labels, enough)
+
+
+def test_no_job_is_recorded_whose_flags_could_go_unseen() -> None:
+    """What `run` and `submit` record is checked."""
+    with pytest.raises(LabelsError, match="--top 10"):
+        job_spec(
+            names=["a"], sampling=Sampling(), fit=Fit.CROP, top_n=5,
+            labels=flagging(20, 0.1), model="clip/1", notice=None,
+        )  # fmt: skip
 
 
 def test_examples_are_found_beside_the_file(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from storage.coverage import coverage
 from storage.database import connect, reading, writing
 from storage.dialect import Now
 from storage.labels import label_set
-from storage.ledger import IncompatiblePlan, JobState, NoSuchJob
+from storage.ledger import IncompatiblePlan, JobState, NoSuchJob, closing
 from storage.records import ArchiveFile, Gap, GapKind, TaskState, VideoState
 from storage.schema import embeddings, gaps, job_videos, predictions, samples, scenes, tasks, usage
 from storage.schema import jobs as jobs_table
@@ -250,6 +250,15 @@ def test_a_latecomer_starves_nobody(engine: Engine) -> None:
     counts = fed_by_job(engine, rounds=20, window=1)
     assert counts[old] == pytest.approx(10, abs=1)
     assert counts[new] == pytest.approx(10, abs=1)
+
+
+def test_files_that_are_probed_cost_no_share_of_the_tasks(engine: Engine) -> None:
+    """A job whose files are still being read has its half of the tasks all the same."""
+    old, new = submitted(engine, "old", 60), submitted(engine, "new", 60)
+    listed = [file(f"listed{number}") for number in range(40)]
+    ledger.open_job(engine, spec("new"), files=listed)
+    assert len(ledger.feed_probes(engine, 30)) == 30
+    assert fed_by_job(engine, rounds=5, window=4) == pytest.approx({old: 10, new: 10}, abs=1)
 
 
 def test_a_job_that_was_paused_has_no_credit(engine: Engine) -> None:
@@ -668,6 +677,37 @@ def test_failed_tasks_can_be_tried_again(engine: Engine) -> None:
         assert mine == [row[1:] for row in rows_of(engine, table) if row[0] == calm.job_id]
 
 
+def test_a_failed_task_is_tried_again_while_its_video_runs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long video's lost range need not wait for the others; a close that was computed before the
+    retry is not written."""
+    job = planned(engine, 2 * RANGE)
+    lost, other = ledger.feed(engine, 2)
+    claim = claimed(engine, lost)
+    ledger.give_back(engine, lost, claim.fence, "read-error", "the share is away", 1, 0)
+    assert ledger.retry_job(engine, job.job_id, kind="weather") == 0
+    assert ledger.retry_job(engine, job.job_id, kind="read-error") == 1
+    assert task(engine, lost).state == TaskState.PENDING
+    claim = claimed(engine, other)
+    assert results.commit(engine, other, claim.fence, found(claim))
+    claim = claimed(engine, lost)
+    ledger.give_back(engine, lost, claim.fence, "read-error", "the share is away", 1, 0)
+    computed = closing._outcome
+
+    def retried_meanwhile(*asked: Any) -> Any:
+        outcome = computed(*asked)
+        ledger.retry_job(engine, job.job_id)
+        return outcome
+
+    monkeypatch.setattr(closing, "_outcome", retried_meanwhile)
+    assert ledger.close_finished(engine) == []
+    monkeypatch.undo()
+    assert work(engine) == 1
+    (closed,) = ledger.close_finished(engine)
+    assert closed.state is VideoState.COMPLETE
+
+
 # Closing
 
 
@@ -715,6 +755,29 @@ def test_a_video_that_cannot_be_closed_holds_up_no_other(engine: Engine) -> None
         )
     closed = ledger.close_finished(engine)
     assert [one.job_id for one in closed] == [whole.job_id]
+
+
+@pytest.mark.expects_error_log("cannot be closed")
+def test_what_cannot_be_closed_is_told_once(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever looks twice a second fills no disk with it, and tries again now and then."""
+    job = planned(engine, RANGE)
+    work(engine)
+    now = [0.0]
+    unclosable = ledger.Unclosable(clock=lambda: now[0])
+    rename = update(jobs_table).where(jobs_table.c.id == job.job_id)
+    with writing(engine) as connection:
+        connection.execute(rename.values(sampling="odd@?"))
+    for now[0] in (0.0, 0.5, 70.0):
+        assert ledger.close_finished(engine, unclosable=unclosable) == []
+    assert caplog.text.count("cannot be closed") == 1
+    with writing(engine) as connection:
+        connection.execute(rename.values(sampling=str(spec().sampling)))
+    now[0] = 100.0
+    assert ledger.close_finished(engine, unclosable=unclosable) == []
+    now[0] = 140.0
+    assert len(ledger.close_finished(engine, unclosable=unclosable)) == 1
 
 
 def test_many_videos_are_closed_a_few_at_a_time(engine: Engine) -> None:

@@ -176,14 +176,15 @@ def test_a_request_that_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
     concurrency.end(concurrency.begin(), refused=False)
 
 
-def test_the_client_asks_a_server_that_refuses_less(server: ContractServer) -> None:
-    """429 halves what a client has under way, and answers raise it again."""
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_client_asks_a_server_that_refuses_less(server: ContractServer, status: int) -> None:
+    """A refusal for want of capacity halves what is under way, and answers raise it again."""
     client = ApiClient(WorkerSettings(api_url=server.url, api_in_flight=4), sleep=lambda _: None)
     client.endpoint()
     for _ in range(8):
         client.embed_images([jpeg()])
     assert client.wire._concurrency.limit >= 3
-    server.script = [answer_with(429, {})] * 2
+    server.script = [answer_with(status, {})] * 2
     client.embed_images([jpeg()])
     assert client.wire._concurrency.limit <= 2
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
+import operator
 import os
 import signal
 import threading
@@ -13,10 +15,12 @@ from pathlib import Path
 import pytest
 from clips import make_clip
 
+import workers.footage.probe
+import workers.probing
 from scheduler.archive import find
 from scheduler.probing import probe_all
 from storage.records import ArchiveFile, Sampling
-from workers.probing import Asked, Probed, content_id
+from workers.probing import Asked, Probed, content_id, probe_and_plan
 
 MINUTE_US = 60_000_000
 
@@ -60,6 +64,141 @@ def test_files_come_back_in_order_with_their_identities(tmp_path: Path) -> None:
     assert second.info is None
     assert second.kind == "not-a-video"
     assert second.content_id is not None
+
+
+@pytest.mark.expects_error_log("unexpected")
+def test_a_fault_that_nobody_foresaw_rejects_the_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a file provokes in this program is logged and rejects the file; it is not raised."""
+    make_clip(tmp_path / "a.mp4", [("red", 2)])
+    (file,) = asked(tmp_path)
+
+    def fail(*_arguments: object) -> None:
+        raise IndexError("nobody foresaw this")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("workers.footage.plan.plan", fail)
+        answer = probe_and_plan(file, Sampling(), MINUTE_US)
+    assert (answer.info, answer.kind) == (None, "unexpected")
+    assert "IndexError: nobody foresaw this" in answer.reason
+    assert "a.mp4" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [
+        ("a.mkv", "workers.probing.os.pread"),
+        ("a.mp4", "workers.footage.skim.SkimmedFile.read"),
+        ("a.mkv", "workers.footage.source.Source.packets"),
+    ],
+)
+def test_storage_that_hangs_ends_the_probe(
+    name: str, reading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a read does not return, of the hash, of an MP4's tables or of a packet, the file is
+    unreadable with that reason and who asked goes on; the reader ends once its read returns."""
+    make_clip(tmp_path / name, [("red", 2)])
+    (file,) = asked(tmp_path)
+    release = threading.Event()
+    read = operator.attrgetter(reading.removeprefix("workers."))(workers)
+
+    def hang(*arguments: object, **options: object) -> object:
+        release.wait()
+        return read(*arguments, **options)
+
+    with monkeypatch.context() as hanging:
+        hanging.setattr(reading, hang)
+        try:
+            answer = probe_and_plan(file, Sampling(), MINUTE_US, stall_s=0.5)
+        finally:
+            release.set()
+            for thread in threading.enumerate():
+                if thread.name == "footage":
+                    thread.join(20)
+                    assert not thread.is_alive()
+    assert (answer.info, answer.kind) == (None, "unreadable")
+    assert "no progress for 0.5 s" in answer.reason
+
+
+def movie(path: Path, padding: int) -> Path:
+    """An MP4 with so many more bytes of media data, which are holes of the file, behind its tables;
+    and these stand apart from its beginning."""
+    make_clip(path, [("red", 2)])
+    data = path.read_bytes()
+    tables = data.index(b"moov") - 4
+    assert data.index(b"mdat") < tables, "or the tables' offsets would be wrong"
+    apart = (100_000).to_bytes(4, "big") + b"free" + bytes(99_992)
+    more = b"\0\0\0\1mdat" + (16 + padding).to_bytes(8, "big")
+    path.write_bytes(data[:tables] + apart + data[tables:] + more)
+    os.truncate(path, path.stat().st_size + padding)
+    return path
+
+
+LARGE = 3 << 30
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="needs /proc/self/io")
+def test_planning_a_large_mp4_reads_little_of_it(tmp_path: Path) -> None:
+    """Of three gigabytes less than 20 MB are read, identity and index together."""
+    movie(tmp_path / "large.mp4", LARGE)
+    (file,) = asked(tmp_path)
+    before = bytes_asked_for()
+    answer = probe_and_plan(file, Sampling(), MINUTE_US)
+    assert answer.info is not None
+    assert answer.info.duration_us == 2_000_000
+    assert bytes_asked_for() - before < 20_000_000
+
+
+def bytes_asked_for() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+@pytest.mark.parametrize("at", [0.2, 0.57, 0.9])
+def test_the_identity_of_a_large_mp4_sees_what_matters(at: float, tmp_path: Path) -> None:
+    """Another size, other tables, another end, a changed stretch of a 512th of the file: another
+    identity. The same bytes under another name and time: the same."""
+    path = movie(tmp_path / "large.mp4", LARGE)
+    whole = content_id(str(path))
+    size = path.stat().st_size
+    moved = path.rename(tmp_path / "moved.mp4")
+    os.utime(moved, (0, 0))
+    assert content_id(str(moved)) == whole
+    changes = {
+        "stretch": (int(size * at), b"\1" * (size // 512)),
+        "end": (size - 1, b"\1"),
+        "tables": (_offset(moved, b"mvhd") + 12, b"\1"),
+    }
+    for offset, data in changes.values():
+        with moved.open("r+b") as file:
+            file.seek(offset)
+            before = file.read(len(data))
+            file.seek(offset)
+            file.write(data)
+            file.flush()
+            assert content_id(str(moved)) != whole
+            file.seek(offset)
+            file.write(before)
+    assert content_id(str(moved)) == whole
+    os.truncate(moved, size - 1)
+    assert content_id(str(moved)) != whole
+
+
+def _offset(path: Path, kind: bytes) -> int:
+    with path.open("rb") as file:
+        return file.read(2**20).index(kind)
+
+
+@pytest.mark.parametrize("name", ["small.mp4", "large.mkv"])
+def test_other_files_are_told_by_all_their_bytes(name: str, tmp_path: Path) -> None:
+    """An MP4 up to 64 MiB, and a large file of another kind: the SHA-256 of the whole file."""
+    path = tmp_path / name
+    make_clip(path, [("red", 2)])
+    if name == "large.mkv":
+        os.truncate(path, 70 * 2**20)
+    with path.open("rb") as file:
+        assert content_id(str(path)) == hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def test_a_known_identity_is_not_hashed_again(tmp_path: Path) -> None:

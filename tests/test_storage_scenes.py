@@ -67,6 +67,22 @@ def between_two(*winter: float) -> list[SampleResult]:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sssswfffff", [("summer", 0, 4), ("fire", 4, 10)]),
+        ("sssssswwffffff", [("summer", 0, 6), ("winter", 6, 8), ("fire", 8, 14)]),
+    ],
+)
+def test_a_scene_between_two_others_lasts_two_seconds(
+    text: str, expected: list[tuple[str, int, int]]
+) -> None:
+    """A second of a third label joins a neighbour, however freely labels may change; two seconds
+    are a scene."""
+    found = scenes_of(run(text), [], NAMES, stickiness_us=0)
+    assert [(one.label, one.start_us // SECOND, one.end_us // SECOND) for one in found] == expected
+
+
+@pytest.mark.parametrize(
     ("sureness", "lasting", "count"),
     [(0.95, 1, 1), (0.95, 2, 1), (0.95, 3, 3), (0.6, 3, 1), (0.6, 14, 1), (0.6, 15, 3)],
 )

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from contract_server import contract_server
+from clips import make_clip
+from contract_server import MODEL, ContractServer, contract_server
 from rows import RANGE, claimed, planned
 from sqlalchemy import Engine
 
+from scheduler.submit import job_spec
 from storage import ledger
-from storage.records import TaskState
+from storage.records import ArchiveFile, Fit, Label, LabelSet, Sampling, TaskState
 from workers import tasks
-from workers.probing import FileUnreadable
+from workers.metrics import Outcome
+from workers.probing import Asked, FileUnreadable, probe_and_plan
 from workers.process import Process
 
 
@@ -67,9 +72,98 @@ def test_a_host_without_the_archive_takes_its_time(
         monkeypatch.setattr(tasks.time, "sleep", rested.append)
         for task_id in ledger.feed(engine, 3):
             outcome = tasks._run(process, claimed(engine, task_id))
-            assert outcome == (tasks.Outcome.FAULT, "unreadable")
+            assert outcome == (Outcome.FAULT, "unreadable")
             assert ledger.claim(engine, task_id, "w", 60) is None
     process.engine.dispose()
     process.client.close()
     assert rested == [2.0, 4.0, 8.0]
     assert ledger.status(engine, 1).tasks_by_state[TaskState.PENDING] == 3
+
+
+def job_on_a_clip(engine: Engine, clip: Path, *labels: str) -> int:
+    """The id of a job of the tests' model, its ranges of two samples planned."""
+    spec = job_spec(
+        names=[str(clip)],
+        sampling=Sampling(),
+        fit=Fit.CROP,
+        top_n=1,
+        labels=LabelSet("own", tuple(Label(one, (one,)) for one in labels)),
+        model=MODEL,
+        notice=None,
+    )
+    job = ledger.open_job(engine, spec)
+    stat = clip.stat()
+    file = ArchiveFile(str(clip), stat.st_size, stat.st_mtime_ns)
+    probed = probe_and_plan(Asked(file, None), Sampling(), 2_000_000)
+    assert probed.info is not None
+    assert probed.content_id is not None
+    video = ledger.register_file(engine, probed.file, probed.content_id)
+    ledger.plan_video(engine, job.id, video, probed.info, probed.ranges)
+    ledger.finish_planning(engine, job.id)
+    return job.id
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A worker process run by hand, with two jobs of two ranges each and the API of both."""
+
+    engine: Engine
+    process: Process
+    server: ContractServer
+    first: int
+    later: int
+
+    def run(self, job_id: int) -> object:
+        """How the next task of the job ends."""
+        (task_id,) = ledger.feed(self.engine, 1, job_id)
+        return tasks._run(self.process, claimed(self.engine, task_id))
+
+
+@pytest.fixture
+def worker(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path
+) -> Iterator[Worker]:
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 4)])
+    jobs = [job_on_a_clip(engine, clip, *labels) for labels in (("a", "b"), ("c", "d"))]
+    with contract_server() as server:
+        monkeypatch.setenv("NIGHTREEL_DATABASE_URL", database_url)
+        monkeypatch.setenv("NIGHTREEL_API_URL", server.url)
+        process = Process()
+        yield Worker(engine, process, server, *jobs)
+        process.engine.dispose()
+        process.client.close()
+
+
+DONE = Outcome.DONE, None
+STOPPED = Outcome.PAUSED, "api-refused"
+
+
+@pytest.mark.expects_error_log("^api-refused: .* another@2")
+def test_an_api_with_another_model_stops_the_job_and_nothing_of_it_is_stored(
+    worker: Worker,
+) -> None:
+    """Started anew with another model, the API gives a worker nothing that it stores for the job at
+    hand. With the job's model back, the same worker goes on."""
+    assert worker.run(worker.first) == DONE
+    worker.server.info = {"model": "another@2", "input_size": 64}
+    for _ in range(2):
+        assert worker.run(worker.first) == STOPPED
+        status = ledger.status(worker.engine, worker.first)
+        assert "another@2" in (status.held or "")
+        assert status.tasks_by_state[TaskState.DONE] == 1
+        ledger.resume_job(worker.engine, worker.first)
+    worker.server.info = {"model": MODEL, "input_size": 64}
+    assert worker.run(worker.first) == DONE
+
+
+@pytest.mark.expects_error_log("^api-refused: .* another@2")
+def test_a_worker_asks_for_each_job_which_model_is_served(worker: Worker) -> None:
+    """Where answers do not say which model they are of, what was learned for the job before does
+    not count for the next."""
+    worker.server.answers_name_model = False
+    assert worker.run(worker.first) == DONE
+    worker.server.info = {"model": "another@2", "input_size": 64}
+    assert worker.run(worker.later) == STOPPED
+    worker.server.info = {"model": MODEL, "input_size": 64}
+    ledger.resume_job(worker.engine, worker.later)
+    assert worker.run(worker.later) == DONE

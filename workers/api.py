@@ -1,6 +1,6 @@
 """Client of the CLIP HTTP contract: what an endpoint can do, and its three routes.
 
-Errors are those of `workers.wire`, where their tree is drawn.
+Errors are those of `workers.refusals`, where their tree is drawn.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import numpy.typing as npt
 from storage.records import Usage
 from workers.footage.picture import encode_jpeg
 from workers.limits import endpoint_id
-from workers.settings import MAX_BATCH, WorkerSettings
-from workers.shared import Shared
-from workers.wire import (
+from workers.refusals import (
     ApiError,
     AtRest,
     BadAnswer,
@@ -27,10 +25,14 @@ from workers.wire import (
     FrameRefused,
     JobPaused,
     JobStopped,
+    ModelChanged,
     Outage,
     TextRefused,
-    Wire,
+    shown,
 )
+from workers.settings import MAX_BATCH, WorkerSettings
+from workers.shared import Shared
+from workers.wire import Wire
 
 __all__ = [
     "ApiClient",
@@ -54,6 +56,9 @@ INPUT_SIZES = {"ViT-L-14-336px": 336, "RN50x4": 288, "RN50x16": 384, "RN50x64": 
 PLAIN_TEXT = "a photo"
 """What an endpoint that answers texts at all will answer."""
 
+JOBS_REMEMBERED = 32
+"""What the endpoint is for the jobs before is asked anew, should they come again."""
+
 _ABOUT_THE_TEXT = (BadAnswer, BadRequest, FrameRefused)
 """What real servers say of a text that is too long, and of a list that they do not take; each may
 mean something else too."""
@@ -65,6 +70,8 @@ class Identity:
 
     model: str
     """Name that results are keyed by."""
+    named: bool
+    """Whether the endpoint said that name itself: then every answer that bears one must bear it."""
     input_size: int
     """Side in pixels of the square pictures to send."""
     notice: str | None
@@ -82,21 +89,31 @@ class Endpoint:
     """Pictures a request may hold: more than one only where as many embeddings came back."""
 
 
+@dataclass(slots=True)
+class _Known:
+    """What the endpoint was found to be when it was asked for one job, or for none."""
+
+    job_id: int | None = None
+    identity: Identity | None = None
+    endpoint: Endpoint | None = None
+
+
 class ApiClient:
-    """One process's client of one endpoint. Threads may share it; processes must not."""
+    """One process's client of one endpoint, for one job at a time. Threads may share it; processes
+    must not."""
 
     def __init__(
         self, settings: WorkerSettings, shared: Shared | None = None, **of_wire: Any
     ) -> None:
         """`shared` holds what all workers keep to together; the rest is as in `Wire`. Raises
-        JobStopped for an address that cannot be one."""
+        JobStopped for an address that cannot be one, SecretUnreadable for such a key."""
         self._settings = settings
         self._shared = shared or Shared()
         self.wire = Wire(settings, self._shared, **of_wire)
         self.base = self.wire.base
-        self._asking = threading.Lock()
-        self._identity: Identity | None = None
-        self._endpoint: Endpoint | None = None
+        self._asking = threading.RLock()
+        self._known = _Known()
+        self._of_jobs: dict[int, _Known] = {}
 
     def close(self) -> None:
         """End the connections that are kept open."""
@@ -109,7 +126,22 @@ class ApiClient:
 
     # -- what the endpoint can do
 
-    def endpoint(self, job_id: int | None = None) -> Endpoint:
+    def work_for(self, job_id: int) -> None:
+        """Ask for this job from here on. Each job asks anew who the endpoint is and what it can do:
+        it may have been started anew since the one before."""
+        with self._asking:
+            self._known = self._of_jobs.pop(job_id, _Known(job_id))
+            self._of_jobs[job_id] = self._known
+            if len(self._of_jobs) > JOBS_REMEMBERED:
+                del self._of_jobs[next(iter(self._of_jobs))]
+
+    def forget(self) -> None:
+        """Ask anew once the next task begins, of whichever job: the endpoint is not what it was.
+        The task at hand keeps what it knows, so that none of its threads mixes two models."""
+        with self._asking:
+            self._of_jobs.clear()
+
+    def endpoint(self) -> Endpoint:
         """Return what the endpoint can do: who it is, and whether two different pictures in one
         request come back as two embeddings (one known server stacks them into one picture).
 
@@ -117,9 +149,9 @@ class ApiClient:
         JobPaused, JobStopped.
         """
         with self._asking:
-            if self._endpoint is None:
-                self._endpoint = self._ask(job_id)
-            return self._endpoint
+            if self._known.endpoint is None:
+                self._known.endpoint = self._ask(self._known.job_id)
+            return self._known.endpoint
 
     def _ask(self, job_id: int | None) -> Endpoint:
         identity = self.identity()
@@ -138,11 +170,13 @@ class ApiClient:
         return Endpoint(identity, bool(embeds), batch)
 
     def identity(self) -> Identity:
-        """Return who the endpoint says it is, by `GET /info` the first time; what it does not say
-        follows from the model that is asked of it. Raises Outage where nothing answers."""
-        if self._identity is None:
-            self._identity = self._identify()
-        return self._identity
+        """Return who the endpoint says it is, by `GET /info` the first time, and for each job; what
+        it does not say follows from the model that is asked of it. Raises Outage where nothing
+        answers."""
+        with self._asking:
+            if self._known.identity is None:
+                self._known.identity = self._identify()
+            return self._known.identity
 
     def _identify(self) -> Identity:
         version = self._settings.clip_version
@@ -150,10 +184,12 @@ class ApiClient:
         model, size, notice = about.get("model"), about.get("input_size"), about.get("notice")
         if not isinstance(size, int) or not 16 <= size <= 1024:
             size = INPUT_SIZES.get(version, 224)
+        named = shown(model) if isinstance(model, str) else ""
         return Identity(
-            model=model if isinstance(model, str) and model else f"clip:{version}",
+            model=named or f"clip:{version}",
+            named=bool(named),
             input_size=size,
-            notice=notice if isinstance(notice, str) else None,
+            notice=shown(notice) if isinstance(notice, str) else None,
         )
 
     def _batch_that_works(self, size: int) -> tuple[bool, int]:
@@ -166,8 +202,21 @@ class ApiClient:
                 raise
             return False, 1
         except (BadAnswer, FrameRefused):
-            return True, 1
+            # That may have been any trouble, and what is found here holds for a whole job: lists
+            # do not work where a picture alone does, and they still do not.
+            self._try_plain(pictures[0])
+            try:
+                embeddings = self._embed(pictures, None, attempts=1)
+            except (BadAnswer, FrameRefused):
+                return True, 1
         return True, MAX_BATCH if len(embeddings) == 2 else 1
+
+    def _try_plain(self, picture: bytes) -> None:
+        """Embed a picture that any endpoint takes. Raises Outage, JobPaused, JobStopped."""
+        try:
+            self._embed([picture], 1, attempts=self._settings.api_attempts)
+        except FrameRefused as error:
+            raise JobStopped(f"a plain picture is refused: {error}") from None
 
     # -- the three routes
 
@@ -198,7 +247,7 @@ class ApiClient:
         return np.stack(vectors)
 
     def _embed_texts(self, texts: Sequence[str]) -> Vectors:
-        return self.wire.post(
+        return self._post(
             "/clip/embed_text",
             {"text": list(texts)},
             lambda answer: _unit_vectors(answer, len(texts)),
@@ -297,7 +346,7 @@ class ApiClient:
     def _similarity(
         self, body: dict[str, Any], n: int, *, images: int = 0, texts: int = 0
     ) -> Vectors:
-        return self.wire.post(
+        return self._post(
             "/clip/compare",
             body | {"prompt_type": "text"},
             lambda answer: _cosines(answer, n),
@@ -307,13 +356,30 @@ class ApiClient:
         )
 
     def _embed(self, jpegs: Sequence[bytes], expected: int | None, attempts: int) -> Vectors:
-        return self.wire.post(
+        return self._post(
             "/clip/embed_image",
             {"image": [_picture(j) for j in jpegs] if len(jpegs) > 1 else _picture(jpegs[0])},
             lambda answer: _unit_vectors(answer, expected),
             attempts,
             images=1,
         )
+
+    def _post(
+        self,
+        route: str,
+        body: dict[str, Any],
+        read: Callable[[dict[str, Any]], Vectors],
+        attempts: int,
+        **counted: int,
+    ) -> Vectors:
+        """Ask, and take an answer of no other model than the one that the endpoint named."""
+        identity = self._known.identity
+        model = identity.model if identity is not None and identity.named else None
+        try:
+            return self.wire.post(route, body, read, attempts, model=model, **counted)
+        except ModelChanged:
+            self.forget()
+            raise
 
     def _blame(self, error: BadAnswer, ask: Callable[[bytes], object]) -> None:
         """Find out whose fault a 500 is, since the real server says 500 for a bad picture too:

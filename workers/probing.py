@@ -6,7 +6,10 @@ Loads no decoder by itself, so that whoever lists an archive need not have one.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -14,10 +17,34 @@ from sqlalchemy import Engine
 from storage import ledger
 from storage.database import outlasting
 from storage.ledger import ProbeClaim
-from storage.records import ArchiveFile, FrameRange, Sampling, VideoInfo, VideoState
+from storage.records import (
+    ArchiveFile,
+    FrameRange,
+    Sampling,
+    VideoInfo,
+    VideoState,
+    shown_path,
+)
+from workers.footage.skim import tables_extent
+from workers.footage.watchdog import Stalled, watched
+
+log = logging.getLogger(__name__)
 
 UNREADABLE = "unreadable"
 """Kind of a file whose bytes cannot be had: a fault of the place, not of the file."""
+UNEXPECTED = "unexpected"
+"""Kind of a file that met a fault of this program."""
+
+STALL_S = 120.0
+"""Seconds without any progress after which a probe ends: more than the minute that FFmpeg may look
+for a header."""
+
+_HASHED_WHOLE_BYTES = 64 * 2**20
+"""Up to here an MP4 is hashed whole."""
+_BLOCKS, _BLOCK_BYTES = 512, 2**15
+"""How many blocks of a larger one are hashed, evenly spaced, and how long each is."""
+_SAMPLED = b"size, tables and 512 blocks"
+_READ_BYTES = 2**18
 
 
 class FileUnreadable(Exception):
@@ -51,30 +78,74 @@ class Probed:
     reason: str = ""
 
 
-def content_id(path: str) -> str:
-    """Return the SHA-256 of the file's bytes, in hex: the identity of a video, wherever it lies.
+def content_id(path: str, beat: Callable[[], None] = lambda: None) -> str:
+    """Return a SHA-256 in hex, the identity of a video wherever it lies, from its bytes alone.
 
-    The whole file is hashed, because results are kept for years under this name and a sampled
-    hash would take a repaired file for the damaged one. Raises OSError.
+    Of all its bytes, because results are kept for years under this name; but of an MP4 above
+    64 MiB whose index is read without its pictures, of its size, its tables and evenly spaced
+    blocks, its ends among them. `beat` is called at every step. Raises OSError.
     """
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open(path, "rb", buffering=0) as file:
+        descriptor = file.fileno()
+        size = os.fstat(descriptor).st_size
+        tables = tables_extent(path) if size > _HASHED_WHOLE_BYTES else None
+        digest = hashlib.sha256()
+        extents = [(0, size)]
+        if tables is not None:
+            # What is said of some bytes is never what is said of all.
+            digest.update(b"%b\0%d\0%d\0" % (_SAMPLED, size, tables[1] - tables[0]))
+            last = size - _BLOCK_BYTES
+            starts = (last * number // (_BLOCKS - 1) for number in range(_BLOCKS))
+            extents = [tables, *((start, start + _BLOCK_BYTES) for start in starts)]
+            if hasattr(os, "posix_fadvise"):
+                # Reading ahead would bring what is not needed.
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        for piece in _pieces(descriptor, extents):
+            beat()
+            digest.update(piece)
+    return digest.hexdigest()
 
 
-def probe_and_plan(asked: Asked, sampling: Sampling, task_us: int) -> Probed:
-    """Hash, index and plan one file. Never raises for what the file is."""
-    from workers.footage.plan import plan  # noqa: PLC0415 - what follows loads FFmpeg
+def _pieces(descriptor: int, extents: Iterable[tuple[int, int]]) -> Iterator[bytes]:
+    for start, end in extents:
+        at = start
+        while at < end and (piece := os.pread(descriptor, min(end - at, _READ_BYTES), at)):
+            yield piece
+            at += len(piece)
+
+
+def probe_and_plan(
+    asked: Asked, sampling: Sampling, task_us: int, *, stall_s: float = STALL_S
+) -> Probed:
+    """Hash, index and plan one file. Never raises for what the file is, and ends where its storage
+    or FFmpeg makes no progress for `stall_s` seconds."""
+    # What follows loads FFmpeg.
+    from workers.footage.plan import plan  # noqa: PLC0415
     from workers.footage.probe import Rejected, probe  # noqa: PLC0415
 
     file, identity = asked.file, asked.content_id
+
+    def found(beat: Callable[[], None]) -> Iterator[Probed]:
+        nonlocal identity
+        try:
+            identity = identity or content_id(file.path, beat)
+            info, index = probe(file.path, beat)
+            yield Probed(file, identity, info, tuple(plan(info, index, sampling, task_us)))
+        except Rejected as error:
+            yield Probed(file, identity, None, (), str(error.kind), str(error))
+        except OSError as error:
+            yield Probed(file, identity, None, (), UNREADABLE, f"cannot be read: {error.strerror}")
+        except Exception as error:  # A hostile file finds what nobody foresaw; the run goes on.
+            log.exception("%s: unexpected", shown_path(os.fsencode(file.path)))
+            reason = f"unexpected {type(error).__name__}: {error}"
+            yield Probed(file, identity, None, (), UNEXPECTED, reason)
+
     try:
-        identity = identity or content_id(file.path)
-        info, index = probe(file.path)
-        return Probed(file, identity, info, tuple(plan(info, index, sampling, task_us)))
-    except Rejected as error:
-        return Probed(file, identity, None, (), str(error.kind), str(error))
-    except OSError as error:
-        return Probed(file, identity, None, (), UNREADABLE, f"cannot be read: {error.strerror}")
+        with closing(watched(found, stall_s)) as results:
+            return next(results)
+    except Stalled:
+        reason = f"reading made no progress for {stall_s:g} s; check the storage"
+        return Probed(file, identity, None, (), UNREADABLE, reason)
 
 
 def register(engine: Engine, file: ArchiveFile, identity: str) -> int:

@@ -106,13 +106,14 @@ class Process:
     def run(self, claim: Claim, lost: threading.Event, budget: Budget) -> RangeResult:
         """Return what the claimed range gives, from stored vectors where there are any: then no
         picture is decoded or sent."""
+        self.client.work_for(claim.job_id)
         content = claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
         stored = outlasting(lambda: stored_range(self.engine, *content))
         if stored is not None:
             return _rescore(stored, self._label_vectors(claim), claim.top_n)
         path = _path_that_opens(claim)  # before anything is paid for
         self._check_model(claim)
-        endpoint = self.client.endpoint(claim.job_id)
+        endpoint = self.client.endpoint()
         labels = self._label_vectors(claim) if endpoint.embeds else self._label_prompts(claim)
         budget.reserve(
             range_calls(
@@ -150,7 +151,7 @@ class Process:
         def ask(labels: LabelSet) -> Vectors:
             self._check_model(claim)
             if any(label.examples for label in labels.labels):
-                self.client.endpoint(claim.job_id)  # how many pictures it takes at once
+                self.client.endpoint()  # how many pictures it takes at once
             return embed_labels(labels, self.client)
 
         return LabelVectors(self._asked_once(claim.label_set_id, claim.model, ask))
@@ -195,6 +196,7 @@ class Process:
     def _check_model(self, claim: Claim) -> None:
         served = self.client.identity().model
         if served != claim.model:
+            self.client.forget()
             raise JobStopped(
                 f"the job asks for {claim.model} and this worker's API serves {served}: "
                 "point NIGHTREEL_API_URL at the job's API, or submit the job anew"

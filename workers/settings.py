@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from storage.settings import read_secret
+from storage.settings import SecretUnreadable, read_secret
 
 MAX_BATCH = 8
 """The real server answers 500 beyond this many pictures, or prompts of a comparison."""
@@ -97,7 +97,7 @@ class ServiceSettings(BaseSettings):
 class WorkerSettings(BaseSettings):
     """The API and the pace of a worker process."""
 
-    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_")
+    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_", allow_inf_nan=False)
 
     api_url: str = Field(
         default="http://127.0.0.1:9001", description="base address of the classification API"
@@ -139,6 +139,19 @@ class WorkerSettings(BaseSettings):
     def key(self) -> str | None:
         """The API key, from the environment or from the secret file; None where none is set.
 
-        Raises SecretUnreadable.
+        Raises SecretUnreadable, also for what no header can carry: the error of whoever tried would
+        show it whole.
         """
-        return read_secret("NIGHTREEL_API_KEY_FILE", self.api_key, self.api_key_file)
+        key = read_secret("NIGHTREEL_API_KEY_FILE", self.api_key, self.api_key_file)
+        if key is not None and not _is_one_word(key):
+            raise SecretUnreadable(
+                "the API key holds a space, a line break or another character that no header "
+                "carries: check NIGHTREEL_API_KEY or the file that NIGHTREEL_API_KEY_FILE names, "
+                "which may hold the key alone"
+            )
+        return key
+
+
+def _is_one_word(key: str) -> bool:
+    """Whether a key has printable Latin-1 characters alone, and no space."""
+    return key.isprintable() and " " not in key and max(map(ord, key)) < 256

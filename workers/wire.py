@@ -1,18 +1,6 @@
 """One process's connection to the API: a request at a time, sent under every limit that there is.
 
-Error tree; what a task does about a failed call is decided by these types alone:
-
-    ApiError
-    |-- FrameRefused   this picture will never be answered: its interval becomes a gap
-    |-- Outage         the endpoint cannot answer now: the task goes back and spends no attempt
-    |   |-- AtRest     its circuit breaker is open: no call was made
-    |   `-- BadAnswer  500 or an unusable answer: the endpoint's trouble, or this one picture's
-    |-- JobPaused      credits or a paused account: everything stays queued until `resume`
-    `-- JobStopped     key, address or model are wrong: no call can succeed until that is mended
-        |-- BadRequest   400: one of these, or what was asked for
-        `-- TextRefused  a prompt that the endpoint does not take
-
-No message of these carries the key, an address with a query, or the body of an answer.
+Errors are those of `workers.refusals`, where their tree is drawn.
 """
 
 from __future__ import annotations
@@ -20,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +25,21 @@ from urllib3 import exceptions as trouble
 
 from storage.records import Usage
 from workers.limits import Breaker, Concurrency, EndpointRests, RateLimit
+from workers.refusals import (
+    CHECK_SETTINGS,
+    SAID_CHARACTERS,
+    ApiError,
+    AtRest,
+    BadAnswer,
+    JobStopped,
+    ModelChanged,
+    NotReached,
+    Outage,
+    TooMany,
+    forms_of,
+    refusal,
+    shown,
+)
 from workers.settings import KeyTransport, WorkerSettings
 from workers.shared import Shared
 
@@ -49,72 +53,8 @@ LONGEST_WAIT_S = 20.0
 LONGEST_TRYING_S = 120.0
 """No try of a request begins later than this after its first."""
 
-SHOWN_CHARACTERS = 80
-"""Of a prompt, in a message."""
-_CHECK_SETTINGS = "check NIGHTREEL_API_URL, NIGHTREEL_API_KEY and the model"
-
 # urllib3 writes request lines, query and all, at DEBUG; the query may hold the key.
 logging.getLogger("urllib3").setLevel(logging.INFO)
-
-
-class ApiError(Exception):
-    """A call failed; the subclass says what follows."""
-
-
-class FrameRefused(ApiError):
-    """The endpoint refuses this picture, and would again."""
-
-
-class Outage(ApiError):
-    """The endpoint cannot answer now."""
-
-    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
-
-
-class AtRest(Outage):
-    """The endpoint was away for all workers: it is left alone for a while."""
-
-
-class JobPaused(ApiError):
-    """The account cannot pay or is paused (402, 423)."""
-
-
-class JobStopped(ApiError):
-    """Key, address or model are refused (401, 403, 404)."""
-
-
-class BadRequest(JobStopped):
-    """400 that is not about a picture: a missing key, or a text that is not taken."""
-
-    def __init__(self, said: str) -> None:
-        """`said` is the endpoint's answer without the advice that the message adds."""
-        super().__init__(f"{said}; {_CHECK_SETTINGS}")
-        self.said = said
-
-
-class TextRefused(JobStopped):
-    """The endpoint answers other texts and not this one."""
-
-    def __init__(self, text: str, why: str) -> None:
-        cut = "..." * (len(text) > SHOWN_CHARACTERS)
-        shown = f"{text[:SHOWN_CHARACTERS]!r}{cut}"
-        super().__init__(f"the prompt {shown} is refused ({why}): write a shorter one")
-        self.text = text
-        self.why = why
-
-
-class BadAnswer(Outage):
-    """500, or an answer that is not what was asked for."""
-
-
-class _TooMany(Outage):
-    """429: the endpoint is there, and has had enough for now."""
-
-
-class _NotReached(Outage):
-    """No connection was made: nothing was sent."""
 
 
 class Purse(Protocol):
@@ -148,7 +88,8 @@ class Wire:
         clock: Callable[[], float] | None = None,
     ) -> None:
         """`shared` holds what all workers keep to together. `clock`, in seconds, replaces the
-        machine's and Redis's, for tests."""
+        machine's and Redis's, for tests. Raises JobStopped for an address that cannot be one,
+        SecretUnreadable for such a key."""
         try:
             parts = urlsplit(settings.api_url)
         except ValueError:
@@ -162,9 +103,11 @@ class Wire:
                 "the API address must hold no user name, query or fragment: "
                 "put the key into NIGHTREEL_API_KEY or NIGHTREEL_API_KEY_FILE"
             )
-        self.base = settings.api_url.rstrip("/")
+        path = re.sub("/+", "/", parts.path).rstrip("/")  # a double slash is no route anywhere
+        self.base = parts._replace(path=path).geturl()
         self._settings = settings
         self._key = settings.key()
+        self._secret = None if self._key is None else forms_of(self._key)
         self._transport = settings.api_key_transport
         if self._transport is KeyTransport.AUTO:
             hosted = parts.hostname == "roboflow.com" or parts.hostname.endswith(".roboflow.com")
@@ -226,20 +169,22 @@ class Wire:
 
     def get(self, path: str) -> dict[str, Any]:
         """Return the JSON object at `path`, which is not billed; empty where there is none. Raises
-        Outage where nothing answers."""
+        Outage where nothing answers, or says that it cannot now."""
         with self._breaker_asked():
             answer = self._send("GET", path, None)
             try:
                 found = _json(_read_capped(answer, self._settings.api_read_timeout_s))
             except Outage:
                 return {}
+            if answer.status in (429, 502, 503, 504):
+                raise self._refusal(answer, found)
         return found if answer.status == 200 and isinstance(found, dict) else {}
 
     def is_missing(self, route: str) -> bool:
         """Whether there is no such route, by a request that asks for nothing."""
         answer = self._send("POST", route + self._query, self._encoded({}))
         answer.close()
-        return answer.status == 404
+        return answer.status in (404, 405)  # what a server says of routes that it does not know
 
     def post(
         self,
@@ -248,11 +193,13 @@ class Wire:
         read: Callable[[dict[str, Any]], T],
         attempts: int,
         *,
+        model: str | None = None,
         images: int = 0,
         texts: int = 0,
     ) -> T:
         """Send, and send again with full-jitter backoff what may yet succeed; return what `read`
-        makes of the answer."""
+        makes of the answer. An answer that says in its header which model it is of must be of
+        `model`, where that is given."""
         content = self._encoded(body | {"clip_version_id": self._settings.clip_version})
         began = self._clock()
         for attempt in range(1, attempts + 1):
@@ -260,7 +207,9 @@ class Wire:
                 self._sleep(self._rate.wait_s())
             try:
                 with self._breaker_asked():
-                    return self._once(route, content, read, images, texts)
+                    found, served = self._once(route, content, images, texts)
+                    self._check_model(model, served)
+                    return read(found)
             except AtRest:
                 raise
             except Outage as error:
@@ -284,7 +233,7 @@ class Wire:
                 try:
                     yield
                 except Outage as error:
-                    if isinstance(error, _TooMany):
+                    if isinstance(error, TooMany):
                         self._breaker.succeeded()
                     else:
                         self._breaker.failed(str(error), error.retry_after_s)
@@ -302,11 +251,10 @@ class Wire:
         self,
         route: str,
         content: bytes,
-        read: Callable[[dict[str, Any]], T],
         images: int,
         texts: int,
-    ) -> T:
-        """One paid request, and what it came to."""
+    ) -> tuple[dict[str, Any], str | None]:
+        """One paid request; what it came to, and of which model the answer says that it is."""
         self.purse.take()
         billed, status = True, None
         began = self._concurrency.begin()
@@ -318,7 +266,7 @@ class Wire:
             with self._counting:
                 self._bytes_sent += len(content)
             said = _read_capped(answer, self._settings.api_read_timeout_s)
-        except _NotReached:
+        except NotReached:
             billed = False
             raise
         finally:
@@ -331,10 +279,18 @@ class Wire:
                 self.purse.refund()
         found = _json(said)
         if not 200 <= status < 300:
-            raise self._error(answer, found)
+            raise self._refusal(answer, found)
         if not isinstance(found, dict):
             raise BadAnswer("the answer is not a JSON object")
-        return read(found)
+        return found, answer.headers.get("x-model-id")
+
+    def _check_model(self, named: str | None, served: str | None) -> None:
+        if named is not None and served is not None and shown(served) != named:
+            raise ModelChanged(
+                f"the API at {self.base} served {named} and answers now as "
+                f"{shown(served, self._secret)[:SAID_CHARACTERS]}: "
+                "start it with the job's model again, or submit the job anew"
+            )
 
     def _encoded(self, body: dict[str, Any]) -> bytes:
         """The request's body; made beforehand, so that a turn on the wire is not spent on it."""
@@ -359,31 +315,18 @@ class Wire:
                 preload_content=False,
             )
         except trouble.HTTPError as error:
-            kind = _NotReached if isinstance(error, trouble.ConnectTimeoutError) else Outage
+            kind = NotReached if isinstance(error, trouble.ConnectTimeoutError) else Outage
             raise kind(f"the API at {self.base} cannot be reached ({_named(error)})") from None
+        except ValueError as error:  # whose text may hold a header or the query
+            raise JobStopped(
+                f"the API at {self.base} cannot be asked ({type(error).__name__}); {CHECK_SETTINGS}"
+            ) from None
 
-    def _error(self, answer: BaseHTTPResponse, found: Any) -> ApiError:
-        """The contract's table of errors, in one place."""
-        status = answer.status
+    def _refusal(self, answer: BaseHTTPResponse, found: Any) -> ApiError:
         said = found.get("message") if isinstance(found, dict) else None
-        said = said[:200] if isinstance(said, str) and status != 422 else answer.reason or "no word"
-        if self._key:
-            said = said.replace(self._key, "[key]")
-        text = f"the API answers {status}: {said}"
-        if status in (413, 422) or (
-            status == 400 and said.startswith("Could not load input image")
-        ):
-            return FrameRefused(text)
-        if status in (402, 423):
-            return JobPaused(f"{text}; see to the account's credits, then run again")
-        if status == 400:
-            return BadRequest(text)
-        if status in (401, 403, 404, 405) or 300 <= status < 400:
-            return JobStopped(f"{text}; {_CHECK_SETTINGS}")
-        if status == 500:
-            return BadAnswer(text)
-        kind = _TooMany if status == 429 else Outage
-        return kind(text, _retry_after_s(answer.headers.get("Retry-After")))
+        if not isinstance(said, str) or answer.status == 422:  # which echoes what it was sent
+            said = answer.reason or "no word"
+        return refusal(answer.status, shown(said, self._secret), answer.headers)
 
 
 def _json(said: bytes) -> Any:
@@ -410,15 +353,6 @@ def _read_capped(answer: BaseHTTPResponse, deadline_s: float) -> bytes:
     finally:
         answer.close()
     return bytes(content)
-
-
-def _retry_after_s(header: str | None) -> float | None:
-    """Seconds of a `Retry-After` header; None where there is none or it holds a date."""
-    try:
-        seconds = float(header) if header is not None else None
-    except ValueError:
-        return None
-    return min(max(seconds, 0.0), 3600.0) if seconds is not None else None
 
 
 def _named(error: trouble.HTTPError) -> str:

@@ -10,9 +10,11 @@ import click
 from nightreel.cli.asked import job_asked, one_video, videos_asked
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
+from nightreel.cli.originals import spare_originals
 from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
+KINDS = ("samples", "predictions", "scenes", "summaries", "flags")
 TABLE_ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 TIMELINE_ENDINGS = {
     ".vtt": "vtt",
@@ -41,7 +43,7 @@ Examples:
   nightreel export table predictions -o predictions.parquet
   nightreel export table samples match.mp4 --as jsonl | head"""
 )
-@click.argument("kind", type=click.Choice(["samples", "predictions", "scenes", "summaries"]))
+@click.argument("kind", type=click.Choice(KINDS))
 @click.argument("video", required=False)
 @out_option
 @click.option(
@@ -58,6 +60,7 @@ def table(  # noqa: PLR0917 - one parameter an option
     database_url: str,
 ) -> int:
     """All rows of one kind, of all videos or of VIDEO, as the database's views hold them."""
+    from nightreel.interrupts import terminated_as_interrupted
     from storage.export import Format, Kind, export_file, export_rows
 
     chosen = Format(_chosen(form, output, TABLE_ENDINGS))
@@ -66,12 +69,15 @@ def table(  # noqa: PLR0917 - one parameter an option
         if output is None:
             raise click.UsageError("Parquet is a file: name it with -o FILE.parquet.")
     engine, job = job_asked(database_url, job_id)
+    if output is not None:
+        spare_originals(engine, output)
     only = videos_asked(engine, job, video)
     if output is None:
         export_rows(engine, job.id, Kind(kind), sys.stdout, chosen, video_ids=only)
     else:
         try:
-            count = export_file(engine, job, Kind(kind), output, chosen, video_ids=only)
+            with terminated_as_interrupted():
+                count = export_file(engine, job, Kind(kind), output, chosen, video_ids=only)
         except OSError as error:
             raise _unwritable(output, error) from None
         say(f"{output}: {counted(count, 'row')}")
@@ -102,12 +108,15 @@ def timeline(
     video: str, output: Path | None, form: str | None, job_id: int | None, database_url: str
 ) -> int:
     """The scenes of VIDEO as subtitles, chapters, an edit decision list or a timeline."""
+    from storage.export import about
     from storage.footage import footage_of
     from storage.scenes import scenes
     from storage.timelines import TimelineFormat, edl, ffmetadata, otio, webvtt
 
     chosen = TimelineFormat(_chosen(form, output, TIMELINE_ENDINGS))
     engine, job = job_asked(database_url, job_id)
+    if output is not None:
+        spare_originals(engine, output)
     video_id = one_video(engine, job, video)
     found = scenes(engine, job.id, video_id).get(video_id, [])
     footage = footage_of(engine, video_id)
@@ -126,10 +135,7 @@ def timeline(
                 footage.path_raw,
                 0 if footage.info is None else footage.info.duration_us,
                 rate,
-                labels=job.name,
-                model=job.model,
-                sampling=str(job.sampling),
-                notice=job.notice,
+                **about(engine, job),
             )
     if output is None:
         sys.stdout.write(text)

@@ -190,12 +190,16 @@ def retry(number: int, kind: str | None, video: str | None, database_url: str) -
 
     engine, job = job_asked(database_url, number)
     video_id = None if video is None else one_video(engine, job, video)
+    kind = kind or None  # an empty one is a script's unset variable
     again = with_retries(lambda: ledger.retry_job(engine, job.id, kind=kind, video_id=video_id))
     if again:
         say(f"job {job.id}: {counted(again, 'task')} open again{_feeder(job)}")
     else:
         chosen = f" for {kind}" * (kind is not None) + f" of {video}" * (video is not None)
-        say(f"job {job.id}: nothing{chosen} has failed or was cancelled")
+        say(
+            f"job {job.id}: nothing{chosen} has failed or was cancelled; "
+            "what a damaged file lacks, no retry brings"
+        )
     return ExitCode.OK
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.asked import microseconds, one_video
+from nightreel.cli.asked import SECOND_US, microseconds, one_video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,17 +27,30 @@ class LikedSample:
     vector: npt.NDArray[np.float16]
 
 
-def sample_like(engine: Engine, job: Job, video_id: int, t_us: int) -> LikedSample:
-    """The job's embedded sample at this time of the video. Raises UsageError if there is none."""
+def sample_like(engine: Engine, job: Job, place: str) -> LikedSample:
+    """The job's embedded sample at `VIDEO@TIME`. Raises NoSuchVideo, and UsageError if there is
+    none."""
     from sqlalchemy import select
 
     from storage import vectors
     from storage.database import reading
-    from storage.schema import videos
+    from storage.schema import job_videos, videos
     from storage.search import vector_at
 
+    video, _, at = place.rpartition("@")
+    if not (video.strip() and at.strip()):
+        raise click.UsageError(f"--like {place!r}: write VIDEO@TIME, such as match.mp4@0:12:03.")
+    video_id, t_us = one_video(engine, job, video), microseconds(at)
     with reading(engine) as connection:
-        content_id = connection.scalar(select(videos.c.content_id).where(videos.c.id == video_id))
+        content_id, duration_us = connection.execute(
+            select(videos.c.content_id, job_videos.c.duration_us)
+            .join(job_videos, job_videos.c.video_id == videos.c.id)
+            .where(job_videos.c.job_id == job.id, videos.c.id == video_id)
+        ).one()
+        if t_us > duration_us:
+            raise click.UsageError(
+                f"--like {place!r}: the video ends at {duration_us / SECOND_US:.3f} s."
+            )
         stored = next(
             vectors.of_job(connection, job.id, job.sampling, job.fit, job.model, [video_id]), None
         )
@@ -53,7 +66,8 @@ def labels_like(
     engine: Engine, job: Job, likes: tuple[str, ...]
 ) -> tuple[LabelSet, npt.NDArray[np.float32]]:
     """Labels given by samples, and their vectors (labels x dimension). `likes` are
-    `[NAME=]VIDEO@TIME`; a name that stands several times is the centre of its samples.
+    `[NAME=]VIDEO@TIME`, the name being what stands before the first `=`; a name that stands
+    several times is the centre of its samples.
 
     Raises UsageError, NoSuchVideo.
     """
@@ -64,11 +78,10 @@ def labels_like(
 
     found: dict[str, list[LikedSample]] = {}
     for like in likes:
-        name, _, place = like.rpartition("=") if "=" in like else (like, "", like)
-        video, _, at = place.rpartition("@")
-        if not (name.strip() and video and at):
+        name, named, place = like.partition("=")
+        if not name.strip():
             raise click.UsageError(f"--like {like!r}: write NAME=VIDEO@TIME or VIDEO@TIME.")
-        sample = sample_like(engine, job, one_video(engine, job, video), microseconds(at))
+        sample = sample_like(engine, job, place if named else like)
         found.setdefault(name.strip(), []).append(sample)
     if len(found) < 2:
         raise click.UsageError(

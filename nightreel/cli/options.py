@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
@@ -78,6 +79,18 @@ class Share(click.ParamType[Fraction]):
         if share is None or not 0 <= share <= 1:
             self.fail(f"{value!r} is no share from 0 to 100%: write 1%, 0.01 or 1/100", param, ctx)
         return share
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within a range; click's own type lets `nan` through, and `inf` where no end is."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return number
 
 
 def _exact(text: str) -> Fraction | None:

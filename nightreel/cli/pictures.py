@@ -12,6 +12,7 @@ import click
 from nightreel.cli.asked import job_asked, microseconds, one_video
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
+from nightreel.cli.originals import original_of, spare_originals
 from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
@@ -64,14 +65,16 @@ def annotate(  # noqa: PLR0917 - one parameter an option
     output can hold are kept. Writes H.264 into .mp4, .mov or .mkv.
     """
     needs("matplotlib")
+    from nightreel.interrupts import terminated_as_interrupted
     from nightreel.reports.annotate import annotate as drawn
     from workers.footage.source import FootageError
 
     engine, job = job_asked(database_url, job_id)
+    spare_originals(engine, output)
     path, info, told = _opened(engine, job, video)
     start_us, end_us = _span(span, info.duration_us)
     try:
-        with _Bar(start_us, end_us or info.duration_us) as progress:
+        with terminated_as_interrupted(), _Bar(start_us, end_us or info.duration_us) as progress:
             frames = drawn(
                 path,
                 info,
@@ -123,6 +126,7 @@ def sheet(video: str, output: Path, most: int, job_id: int | None, database_url:
     if output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise click.UsageError(f"{output}: name a file that ends with .jpg or .png.")
     engine, job = job_asked(database_url, job_id)
+    spare_originals(engine, output)
     path, info, told = _opened(engine, job, video)
     if not told.scenes:
         raise click.UsageError(f"{video}: it has no scenes; see `nightreel coverage {video}`.")
@@ -151,11 +155,9 @@ def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]
 
     video_id = one_video(engine, job, video)
     footage = footage_of(engine, video_id)
-    path = footage.path_that_opens()
     if footage.info is None:
         raise click.UsageError(f"{video}: it was rejected; see `nightreel coverage {video}`.")
-    if path is None:
-        raise click.UsageError(f"{footage.path}: the file is gone from where it was seen last.")
+    path = original_of(footage, job)
     with reading(engine) as connection:
         labels = [label.name for label in labels_in(connection, job.id)]
         samples = columns_in(connection, job.id, video_id)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.options import database_option, format_option
+from nightreel.cli.options import FiniteFloat, database_option, format_option
 from nightreel.cli.output import Column, duration, say, write_rows
 from nightreel.cli.request import Request, request_options
 from storage.exits import ExitCode
@@ -45,7 +45,7 @@ Examples:
 @request_options
 @click.option(
     "--rate",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteFloat(0, min_open=True),
     default=20.0,
     show_default=True,
     help="Calls a second to reckon with.",
@@ -53,7 +53,7 @@ Examples:
 @click.option(
     "--price-per-1000",
     "price",
-    type=click.FloatRange(0),
+    type=FiniteFloat(0),
     default=0.2,
     show_default=True,
     help="Credits for a thousand calls; the default is the least that the hosted API bills.",

@@ -63,6 +63,7 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     from nightreel.asking import SameApi
     from nightreel.cli.answers import write_summary
     from nightreel.cli.likes import labels_like
+    from scheduler.labels import check_flags
     from storage import ledger
     from storage import relabel as relabelling
     from storage.labels import store_label_vectors, vectors_of_labels
@@ -76,6 +77,7 @@ def relabel(  # noqa: PLR0917 - one parameter an option
             labels, matrix = labels_like(database, source, likes)
         else:
             labels = _labels(label_texts, labels_file, source, api)
+            check_flags(labels, source.top_n)
             known = vectors_of_labels(database, labels, source.model)
             matrix = _embedded(labels, api) if known is None else known
     # Only now: a job without its labels' vectors would be the latest, and empty.

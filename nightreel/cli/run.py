@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.options import database_option, format_option
+from nightreel.cli.options import FiniteFloat, database_option, format_option
 from nightreel.cli.request import Request, request_options
 from storage.exits import ExitCode
 
@@ -44,7 +44,7 @@ The same command resumes what was interrupted and adds new and changed files onl
 @click.option(
     "--max-rps",
     envvar="NIGHTREEL_API_MAX_RPS",
-    type=click.FloatRange(0.1, 100_000),
+    type=FiniteFloat(0.1, 100_000),
     default=None,
     help="Most requests a second to the API, of all workers together.",
 )

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked, microseconds, one_video
+from nightreel.cli.asked import SECOND_US, job_asked
 from nightreel.cli.options import (
     Duration,
     api_options,
@@ -72,11 +72,11 @@ def search(  # noqa: PLR0917 - one parameter an option
 
     if (text is None) == (like is None):
         raise click.UsageError("give a TEXT, or --like VIDEO@TIME.")
+    if text is not None and not text.strip():
+        raise click.UsageError("an empty TEXT resembles nothing: say what to look for.")
     results, job = job_asked(database_url, job_id)
     if like is not None:
-        video, _, at = like.rpartition("@")
-        asked = sample_like(results, job, one_video(results, job, video), microseconds(at))
-        query = np.asarray(asked.vector, dtype=np.float32)
+        query = np.asarray(sample_like(results, job, like).vector, dtype=np.float32)
     else:
         from nightreel.asking import SameApi
 

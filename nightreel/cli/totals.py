@@ -9,6 +9,7 @@ import click
 
 from nightreel.cli.asked import SECOND_US, job_asked, not_all_analysed
 from nightreel.cli.options import database_option, format_option, job_option
+from nightreel.cli.originals import spare_originals
 from nightreel.cli.output import Column, duration, percent, write_rows
 from storage.exits import ExitCode
 
@@ -64,6 +65,8 @@ def totals(by: str, plot: Path | None, job_id: int | None, database_url: str, fo
     if plot is not None and plot.suffix.lower() not in (".png", ".svg"):
         raise click.UsageError(f"--plot {plot}: name a file that ends with .png or .svg.")
     engine, job = job_asked(database_url, job_id)
+    if plot is not None:
+        spare_originals(engine, plot)
     periods = stored(engine, job.id, Period(by))
     rows = [
         {

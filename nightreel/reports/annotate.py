@@ -37,6 +37,8 @@ from workers.footage.source import Source
 if TYPE_CHECKING:
     from av.container.core import Chapter
 
+LEAST_PX = 16
+"""Shortest side of a picture that has room for any letter."""
 QUALITY = "18"
 """x264's constant rate factor: visually lossless."""
 COPIED_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
@@ -75,7 +77,8 @@ def annotate(  # noqa: PLR0917
     as AAC where MP4 players do not expect it; subtitles that `out` can hold, chapters, title and
     date are copied. `out` appears once it is complete. `progress` is told the time of each frame,
     `left_out` is told each stream of sound or subtitles that is not carried over. Raises
-    FootageError, OSError, and ValueError for an ending that is neither .mp4, .m4v, .mov nor .mkv.
+    FootageError, OSError, and ValueError for an ending that is neither .mp4, .m4v, .mov nor .mkv,
+    for a picture too small for letters, and where no frame begins in the interval.
     """
     if out.suffix.lower() not in (".mp4", ".m4v", ".mov", ".mkv"):
         raise ValueError(f"{out}: name a file that ends with .mp4, .mov or .mkv")
@@ -112,6 +115,10 @@ class _Copy:
         self._end = None if end_us is None else Fraction(end_us, MICROSECONDS)
         self._clock = Clock(info)
         width, height = even_size(info, scale)
+        if min(width, height) < LEAST_PX:
+            raise ValueError(
+                f"{width} x {height} pixels have no room for a label: choose a larger scale"
+            )
         self._upright = Upright(width, height)
         self._artist = Artist(told, width, height)
         self._video = self._add_video(width, height)
@@ -184,6 +191,12 @@ class _Copy:
                 break
         if not picture_done:
             self._carry_pictures(decoded_packet(self._source, self._clock, None), progress)
+        if not self._frames:
+            end_s = self._info.duration_us / MICROSECONDS if self._end is None else self._end
+            raise ValueError(
+                f"no frame begins between {float(self._start):.3f} and {float(end_s):.3f} s that "
+                "can be decoded: nothing is written"
+            )
         self._output.mux(self._video.encode(None))
         for carried in self._beside.values():
             carried.finish()

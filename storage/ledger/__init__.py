@@ -14,7 +14,7 @@ from storage.ledger.budget import (
     return_calls,
     set_budget,
 )
-from storage.ledger.closing import ClosedVideo, close_finished
+from storage.ledger.closing import ClosedVideo, Unclosable, close_finished
 from storage.ledger.control import (
     cancel_job,
     expire_leases,
@@ -92,6 +92,7 @@ __all__ = [
     "ProbeClaim",
     "Reservation",
     "SweepCount",
+    "Unclosable",
     "calls_left",
     "cancel_job",
     "claim",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,15 +49,43 @@ class ClosedVideo:
     state: VideoState
 
 
+class Unclosable:
+    """Videos that could not be closed, since another release planned them or their rows are
+    damaged: each fault is told once, and the video left alone for a while; there may be thousands.
+    """
+
+    REST_S = 60.0
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[tuple[int, int], tuple[float, str]] = {}
+
+    def rests(self, job_id: int, video_id: int) -> bool:
+        """Whether it is too early to try this one again."""
+        until, _ = self._known.get((job_id, video_id), (0.0, ""))
+        return self._clock() < until
+
+    def add(self, job_id: int, video_id: int, error: Exception) -> None:
+        """That is why it could not be closed now."""
+        said = f"{type(error).__name__}: {error}"
+        _, before = self._known.get((job_id, video_id), (0.0, ""))
+        self._known[job_id, video_id] = self._clock() + self.REST_S, said
+        if said != before:
+            log.error("video %d of job %d cannot be closed", video_id, job_id, exc_info=error)
+
+
 def close_finished(
-    engine: Engine, job_id: int | None = None, limit: int | None = None
+    engine: Engine,
+    job_id: int | None = None,
+    limit: int | None = None,
+    unclosable: Unclosable | None = None,
 ) -> list[ClosedVideo]:
     """Close every video whose tasks are all finished, of all jobs or of `job_id` alone, then every
     job whose videos are all closed; return the videos closed by this call, `limit` at most.
 
     Closing writes the gaps of failed and cancelled tasks, the scenes and the flags. Done twice or
-    by two at once, it gives the same rows. A video that cannot be closed, since another release
-    planned it or its rows are damaged, stays open, is told in the log and holds up no other.
+    by two at once, it gives the same rows. A video that cannot be closed stays open, is told in the
+    log and holds up no other; whoever looks often keeps the `unclosable`.
     """
     open_task = exists().where(
         OPEN, tasks.c.job_id == job_videos.c.job_id, tasks.c.video_id == job_videos.c.video_id
@@ -66,16 +95,19 @@ def close_finished(
         finished = finished.where(job_videos.c.job_id == job_id)
     with reading(engine) as connection:
         found = connection.execute(finished.order_by(*finished.selected_columns)).all()
+    unclosable = unclosable or Unclosable()
     closed: list[ClosedVideo] = []
     for job, video in found:
         if len(closed) == limit:
             break
+        if unclosable.rests(job, video):
+            continue
         try:
             state = _close_video(engine, job, video)
         except DatabaseError:
             raise
-        except Exception:
-            log.exception("video %d of job %d cannot be closed", video, job)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are closed
+            unclosable.add(job, video, error)
             continue
         if state is not None:
             closed.append(ClosedVideo(job, video, state))

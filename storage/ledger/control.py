@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, Engine, case, delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, Engine, case, delete, or_, select, update
 
 from storage.database import reading, writing
 from storage.dialect import Now, lock_ledger, one_line
@@ -146,27 +146,22 @@ def cancel_job(engine: Engine, job_id: int) -> int:
 def retry_job(
     engine: Engine, job_id: int, *, kind: str | None = None, video_id: int | None = None
 ) -> int:
-    """Give the failed and cancelled tasks of the job's closed videos all their attempts again, and
-    return their number, that of files to be probed again included; the videos and the job are open
-    again. `kind` and `video_id` choose among them: the kind of error, one video.
+    """Give the job's failed and cancelled tasks all their attempts again, and return their number,
+    that of files to be probed again included; their videos and the job are open again. `kind` and
+    `video_id` choose among them: the kind of error, one video.
     """
     lost: ColumnElement[bool] = tasks.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
     if kind is not None:
         lost &= tasks.c.error_kind == kind
     if video_id is not None:
         lost &= tasks.c.video_id == video_id
-    closed = exists().where(
-        job_videos.c.job_id == tasks.c.job_id,
-        job_videos.c.video_id == tasks.c.video_id,
-        job_videos.c.state != VideoState.RUNNING,
-    )
     with writing(engine) as connection:
         lock_ledger(connection)
         lock_job(connection, job_id)
         probed_again = again(connection, job_id, kind=kind, video_id=video_id)
         found = connection.execute(
             select(tasks.c.id, tasks.c.video_id)
-            .where(tasks.c.job_id == job_id, lost, closed)
+            .where(tasks.c.job_id == job_id, lost)
             .with_for_update()
         ).all()
         if probed_again:
@@ -182,19 +177,20 @@ def retry_job(
                 .where(tasks.c.id.in_(ids))
                 .values(state=TaskState.PENDING, attempts=0, not_before_ms=0, done_ms=None)
             )
-        waiting = exists().where(
-            OPEN, tasks.c.job_id == job_videos.c.job_id, tasks.c.video_id == job_videos.c.video_id
-        )
-        connection.execute(
-            update(job_videos)
-            .where(job_videos.c.job_id == job_id, job_videos.c.state != VideoState.RUNNING, waiting)
-            .values(
-                state=VideoState.RUNNING,
-                reason_kind=None,
-                reason=None,
-                opening=job_videos.c.opening + 1,
-                closed_ms=None,
+            # Also of a video that runs: a close that was computed just now must not be written.
+            connection.execute(
+                update(job_videos)
+                .where(
+                    job_videos.c.job_id == job_id,
+                    job_videos.c.video_id.in_({row.video_id for row in found[at : at + AT_ONCE]}),
+                )
+                .values(
+                    state=VideoState.RUNNING,
+                    reason_kind=None,
+                    reason=None,
+                    opening=job_videos.c.opening + 1,
+                    closed_ms=None,
+                )
             )
-        )
         reopen(connection, job_id)
     return len(found) + probed_again

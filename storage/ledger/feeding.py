@@ -84,8 +84,9 @@ def _share(
     due = exists().where(
         pending(table), table.c.job_id == jobs.c.id, table.c.not_before_ms <= Now()
     )
+    share = jobs.c.served if table is tasks else jobs.c.served_probes
     waiting = connection.execute(
-        select(jobs.c.id, jobs.c.served, jobs.c.priority).where(
+        select(jobs.c.id, share.label("served"), jobs.c.priority).where(
             jobs.c.state == JobState.RUNNING, chosen, due
         )
     ).all()
@@ -93,7 +94,7 @@ def _share(
         return []
     stride = {row.id: _stride(row.priority) for row in waiting}
     fed_before = connection.execute(
-        select(jobs.c.served, jobs.c.priority).where(chosen, jobs.c.served > 0)
+        select(share.label("served"), jobs.c.priority).where(chosen, share > 0)
     )
     time = max((row.served - _stride(row.priority) for row in fed_before), default=0.0)
     queue = [(max(row.served, time), row.id) for row in waiting]
@@ -111,7 +112,7 @@ def _share(
         served[job_id] = now + stride[job_id]
         heapq.heapreplace(queue, (served[job_id], job_id))
     for job_id, value in served.items():
-        connection.execute(update(jobs).where(jobs.c.id == job_id).values(served=value))
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values({share.name: value}))
     return fed
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
 
@@ -68,12 +69,15 @@ class Job:
     label_set_id: int
     model: str
     notice: str | None
+    version: str
+    """Release of nightreel that made the job."""
     request: str
     tag: str | None
     submitted: bool
     """Whether the scheduler service feeds it; the run that opened it does otherwise."""
     task_us: int
     served: float
+    served_probes: float
     notify_url: str | None
     pause_kind: str | None
     pause_reason: str | None
@@ -135,11 +139,13 @@ def open_job(
                 label_set_id=label_set_id,
                 model=spec.model,
                 notice=spec.notice,
+                version=version("nightreel"),
                 request=spec.request,
                 tag=tag,
                 submitted=submitted,
                 task_us=task_us,
                 served=0.0,
+                served_probes=0.0,
                 notify_url=notify_url,
                 created_ms=Now(),
                 opened_ms=Now(),

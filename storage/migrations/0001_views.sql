@@ -11,9 +11,27 @@ SELECT
     j.fit,
     j.top_n,
     j.notice,
+    j.version,
     (SELECT COUNT(*) FROM job_videos jv WHERE jv.job_id = j.id) AS videos
 FROM jobs j
 JOIN label_sets s ON s.id = j.label_set_id
+;
+
+CREATE VIEW v_labels AS
+SELECT
+    j.id AS job_id,
+    l.position,
+    l.name AS label,
+    l.prompts,
+    l.samples,
+    (
+        SELECT COUNT(*) FROM label_examples e
+        WHERE e.label_set_id = l.label_set_id AND e.label = l.position
+    ) AS examples,
+    l.threshold,
+    l.flag
+FROM jobs j
+JOIN labels l ON l.label_set_id = j.label_set_id
 ;
 
 CREATE VIEW v_videos AS
@@ -70,7 +88,9 @@ SELECT
     CAST(s.start_us AS DOUBLE PRECISION) / 1000000.0 AS start_s,
     CAST(s.end_us AS DOUBLE PRECISION) / 1000000.0 AS end_s,
     l.name AS label,
-    p.confidence
+    p.confidence,
+    j.model,
+    j.sampling
 FROM samples s
 JOIN v_videos v ON v.video_id = s.video_id
 JOIN jobs j ON j.id = s.job_id
@@ -89,7 +109,9 @@ SELECT
     p.rank,
     l.name AS label,
     p.similarity,
-    p.confidence
+    p.confidence,
+    j.model,
+    j.sampling
 FROM predictions p
 JOIN samples s ON s.job_id = p.job_id AND s.video_id = p.video_id AND s.bucket = p.bucket
 JOIN v_videos v ON v.video_id = p.video_id
@@ -137,14 +159,15 @@ SELECT
     c.last_s,
     c.longest_s,
     c.peak,
-    f.reason AS flag
+    j.model,
+    j.sampling
 FROM job_videos jv
+JOIN jobs j ON j.id = jv.job_id
 JOIN v_videos v ON v.video_id = jv.video_id
 LEFT JOIN (
     SELECT
         x.job_id,
         x.video_id,
-        x.label AS position,
         COALESCE(l.name, 'unknown') AS label,
         CAST(SUM(x.end_us - x.start_us) AS DOUBLE PRECISION) / 1000000.0 AS total_s,
         COUNT(*) AS scenes,
@@ -157,10 +180,25 @@ LEFT JOIN (
     LEFT JOIN labels l ON l.label_set_id = j.label_set_id AND l.position = x.label
     GROUP BY x.job_id, x.video_id, x.label, l.name
 ) c ON c.job_id = jv.job_id AND c.video_id = jv.video_id
-LEFT JOIN (
-    SELECT y.job_id, y.video_id, y.label AS position, l.flag AS reason
-    FROM flags y
-    JOIN jobs j ON j.id = y.job_id
-    JOIN labels l ON l.label_set_id = j.label_set_id AND l.position = y.label
-) f ON f.job_id = c.job_id AND f.video_id = c.video_id AND f.position = c.position
+;
+
+CREATE VIEW v_flags AS
+SELECT
+    y.job_id,
+    y.video_id,
+    v.path,
+    v.recorded_on,
+    l.name AS label,
+    l.flag AS reason,
+    l.threshold,
+    y.samples,
+    CAST(y.first_us AS DOUBLE PRECISION) / 1000000.0 AS first_s,
+    CAST(y.last_us AS DOUBLE PRECISION) / 1000000.0 AS last_s,
+    y.peak,
+    j.model,
+    j.sampling
+FROM flags y
+JOIN v_videos v ON v.video_id = y.video_id
+JOIN jobs j ON j.id = y.job_id
+JOIN labels l ON l.label_set_id = j.label_set_id AND l.position = y.label
 ;

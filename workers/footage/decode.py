@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import av.error
@@ -25,7 +26,7 @@ from workers.footage.decoder import Decoder
 from workers.footage.picture import Picture, Renderer
 from workers.footage.sample import Grid, scaled_one
 from workers.footage.source import FootageError, Rejected, Source
-from workers.footage.watchdog import watched
+from workers.footage.watchdog import Stalled, watched
 
 __all__ = ["DecodedSample", "FootageError", "read_range"]
 
@@ -72,7 +73,15 @@ def read_range(
     exhausted, closed or fails.
     """
     reader = _Reader(path, info, frame_range, sampling, size, fit)
-    return watched(reader.read, frame_range.start_us, frame_range.end_us, stall_s)
+    reached_us = frame_range.start_us
+    with closing(watched(reader.read, stall_s)) as results:
+        try:
+            for result in results:
+                reached_us = result.end_us
+                yield result
+        except Stalled:
+            detail = f"decoding made no progress for {stall_s:g} s"
+            yield Gap(reached_us, frame_range.end_us, GapKind.STALLED, detail)
 
 
 @dataclass

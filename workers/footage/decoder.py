@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import Enum, auto
+from fractions import Fraction
 from typing import Literal
 
 import av.error
@@ -157,11 +158,13 @@ class Decoder:
         Frames that damage reaches count as not decoded.
 
         None stands where the decoder was emptied: wanted frames in `fed` that have not come by then
-        will not come. Without `splittable` all packets are decoded, from the first on, and falling
-        timestamps are unwrapped.
+        will not come. Without `splittable` all packets are decoded, from the first on, and
+        timestamps that jump are unwrapped.
         """
         if not splittable:
-            self._unwrapper = Unwrapper()
+            source = self._source
+            time_base = source.stream.time_base or Fraction(1, 1_000_000)
+            self._unwrapper = Unwrapper(source.container, time_base)
         agenda = _Agenda(wanted, self.fed)
         # A stream whose first packet alone carries what its decoder must know (the encoder's
         # version in an H.264 stream, for one) decodes to noise from anywhere else.
@@ -249,10 +252,9 @@ class Decoder:
         for packet in self._source.packets():
             self._beat()
             if self._unwrapper is not None:
-                shift = self._unwrapper.shift(packet.dts, packet.duration)
-                if shift:
-                    packet.dts = packet.dts + shift if packet.dts is not None else None
-                    packet.pts = packet.pts + shift if packet.pts is not None else None
+                packet.pts, packet.dts = self._unwrapper.times(
+                    packet.pts, packet.dts, packet.duration
+                )
             yield packet
 
     def _primed_seek(self, pts: int, back: int = 0) -> bool:

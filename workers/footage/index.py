@@ -24,29 +24,57 @@ KEYFRAMES_COMPARED = 512
 """Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
 _AVI_WITHOUT_PTS = frozenset(("mpeg4", "h264", "hevc"))
 """Codecs with reordered frames, which AVI stores without presentation timestamps."""
+_RUNNING_CLOCKS = frozenset(("mpegts", "mpeg", "flv"))
+"""Containers that stamp packets by the recorder's clock. A leap of it is no picture that stands
+for long, but another recording or damage; in other containers a frame lasts until the next."""
+_FALL_S = Fraction(1, 10)
+"""Seconds by which decoding timestamps may fall back without another recording's beginning."""
+_LEAP_S, _LEAP_STEPS = 10, 16
+"""What a running clock may step ahead, in seconds (the threshold of the ffmpeg command) or in steps
+of the one before (no codec reorders over more frames), whichever is more."""
 
 
 class Unwrapper:
-    """Turns timestamps that fall back (joined recordings, wrapped clocks) into one running time.
+    """Turns timestamps that fall back (joined recordings, wrapped clocks), and those of a running
+    clock that leap ahead, into one running time.
 
     Index and decoder feed it the same packets in the same order and so agree.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, container: str, time_base: Fraction) -> None:
         self.jumps = 0
+        """Packets that did not follow the one before, or are shown at another time than decoded."""
+        self._fall = int(_FALL_S / time_base)
+        self._leap = int(_LEAP_S / time_base) if container in _RUNNING_CLOCKS else 2**63
         self._shift = 0
         self._dts: int | None = None
+        self._step = 0
         self._next = 0
 
-    def shift(self, dts: int | None, duration: int | None) -> int:
-        """Ticks to add to this packet's timestamps."""
-        if dts is not None:
-            if self._dts is not None and dts < self._dts:
+    def times(
+        self, pts: int | None, dts: int | None, duration: int | None
+    ) -> tuple[int | None, int | None]:
+        """A packet's presentation and decoding timestamps in running time."""
+        if dts is None:
+            return (None if pts is None else pts + self._shift), None
+        farthest = max(self._leap, _LEAP_STEPS * self._step)
+        if self._dts is not None:
+            step = dts - self._dts
+            if step < -self._fall or step > farthest:
                 self._shift += self._next - dts
                 self.jumps += 1
-            self._dts = dts
-            self._next = dts + (duration or 1)
-        return self._shift
+                self._dts = None
+            if step > 0:
+                self._step = step
+        end = dts + (duration or 1)
+        if self._dts is None:
+            self._dts, self._next = dts, end
+        else:
+            self._dts, self._next = max(self._dts, dts), max(self._next, end)
+        if pts is not None and abs(pts - dts) > farthest:
+            self.jumps += 1
+            pts = dts
+        return (None if pts is None else pts + self._shift), dts + self._shift
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +100,7 @@ class Index:
     packets: int
     """Packets read, those of frames that are not presented included."""
     jumps: int
-    """Times the clock fell back."""
+    """Times the clock fell back or leapt ahead."""
     marked_damaged: int
     """Packets that the container itself marks as damaged."""
     others_end_us: int
@@ -125,7 +153,7 @@ def read_index(
     """
     pts, dts, durations = array("q"), array("q"), array("q")
     keys = array("b")
-    unwrapper = Unwrapper()
+    unwrapper = Unwrapper(container, time_base)
     seen = untimed = contradictions = compared = damaged = others_end_us = 0
     for packet in packets:
         if packet.stream_index != stream_index:
@@ -136,7 +164,7 @@ def read_index(
         seen += 1
         if seen > limit:
             raise OverflowError(limit)
-        shift = unwrapper.shift(packet.dts, packet.duration)
+        shown, decoded = unwrapper.times(packet.pts, packet.dts, packet.duration)
         damaged += packet.is_corrupt
         key = packet.is_keyframe
         if key and compared < KEYFRAMES_COMPARED:
@@ -145,10 +173,9 @@ def read_index(
             contradictions += contradicts_keyframe(codec, extradata, head)
         if packet.is_discard or packet.size == 0 or is_hidden(codec, memoryview(packet)):
             continue
-        if packet.pts is None:
-            untimed += 1
-        pts.append(packet.pts + shift if packet.pts is not None else NO_DTS)
-        dts.append(packet.dts + shift if packet.dts is not None else NO_DTS)
+        untimed += shown is None
+        pts.append(NO_DTS if shown is None else shown)
+        dts.append(NO_DTS if decoded is None else decoded)
         durations.append(packet.duration or 0)
         keys.append(key)
 
@@ -193,7 +220,7 @@ def _sequential_reasons(
     if counted:
         yield "the file has no presentation timestamps: frames are counted"
     if jumps:
-        yield f"the clock falls back {jumps} times: recordings were joined"
+        yield f"the clock jumps {jumps} times: recordings were joined, or timestamps are damaged"
     if untimed:
         yield f"{untimed} frames have no presentation timestamp"
     if contradictions:

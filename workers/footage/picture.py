@@ -35,8 +35,9 @@ MAX_EXAMPLE_PIXELS = 100_000_000
 
 _LONGEST_SIDES = 16
 """A scaled picture's longer side is at most so many shorter ones: freak shapes cost no memory."""
-_SCALER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND
-"""Bicubic as the model's own preprocessing does, with chroma at full horizontal resolution."""
+_SCALER = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT
+"""Bicubic as the model's own preprocessing does, with a colour for every pixel (else two share one)
+by exact arithmetic (else by tables that darken by two levels)."""
 
 _HD_HEIGHT = 720
 _COLORSPACES = {
@@ -132,6 +133,8 @@ class Renderer:
             if high_range
             else scaled.astype(np.uint8, copy=False)
         )
+        if _is_grey(frame) and frame.color_range == ColorRange.MPEG:
+            picture = _FULL_RANGE[picture]
         picture = np.rot90(picture, -rotation // 90)
         if mirrored:
             picture = picture[:, ::-1]
@@ -143,7 +146,18 @@ class Renderer:
 def _color_range(frame: VideoFrame) -> ColorRange:
     if frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj"):
         return ColorRange.JPEG
-    return ColorRange.MPEG if frame.format.name.startswith(("yuv", "nv", "p0")) else ColorRange.JPEG
+    if frame.format.is_rgb or frame.format.has_palette:
+        return ColorRange.JPEG
+    # The scaler takes any grey for full range, and so is untagged grey meant.
+    return ColorRange.JPEG if _is_grey(frame) else ColorRange.MPEG
+
+
+def _is_grey(frame: VideoFrame) -> bool:
+    return frame.format.name.startswith(("gray", "ya8", "ya16", "mono"))
+
+
+_FULL_RANGE = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+"""Levels of limited range (16 to 235) to those of full range."""
 
 
 def _scaled_size(width: int, height: int, size: int, fit: Fit) -> tuple[int, int]:

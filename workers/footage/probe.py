@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -62,24 +62,24 @@ _TRANSFERS = {
 """ITU-T H.273 table 3, by the names FFmpeg prints."""
 
 
-def probe(path: str) -> tuple[VideoInfo, Index]:
+def probe(path: str, beat: Callable[[], None] = lambda: None) -> tuple[VideoInfo, Index]:
     """The facts about a video file and the index of its analysed stream.
 
     `path` may hold surrogate escapes for bytes that are not UTF-8. Reads the whole file once; of
-    an MP4 that is not fragmented, its tables and little else.
+    an MP4 that is not fragmented, its tables and little else. `beat` is called at every step.
     Raises Rejected, with cause and remedy in one line, for what cannot be analysed, and for what
     needs more than MAX_MEMORY_BYTES of memory.
     """
     name = shown_path(os.fsencode(path))
     try:
         with _bounded_memory():
-            return _probed(path, name)
+            return _probed(path, name, beat)
     except MemoryError as error:
         raise rejection(path, error) from error
 
 
-def _probed(path: str, name: str) -> tuple[VideoInfo, Index]:
-    with Source(path, skimmable=True) as source:
+def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, Index]:
+    with Source(path, skimmable=True, beat=beat) as source:
         if not source.skims and (size := os.stat(path).st_size) > MAX_SCANNED_BYTES:
             raise Rejected(
                 RejectKind.TOO_LARGE,
@@ -88,7 +88,7 @@ def _probed(path: str, name: str) -> tuple[VideoInfo, Index]:
             )
         if source.header_frames > MAX_PACKETS:
             raise _too_many_packets(name)
-        peek = _Peek(source)
+        peek = _Peek(source, beat)
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
         packets = source.packets(every_stream=source.stream_duration is None)
@@ -153,11 +153,13 @@ class _Peek:
     """Decodes the first picture out of packets that pass by; then no picture is read any more."""
 
     source: Source
+    beat: Callable[[], None]
     frame: VideoFrame | None = None
 
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         left, skimming = _PEEKED_PACKETS, may_hide(self.source.codec)
         for packet in packets:
+            self.beat()
             if self.frame is None and left and packet.stream_index == self.source.stream.index:
                 left -= 1
                 self.frame = self._decode(packet)

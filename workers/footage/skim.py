@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 Extent = tuple[int, int]
 """Offsets [start, end) of bytes in a file."""
@@ -29,6 +29,20 @@ def media_extents(path: str) -> list[Extent] | None:
     None for other files, and for those whose tables do not stand in one whole `moov` box:
     fragmented and damaged ones. Raises OSError.
     """
+    extents = _extents(path)
+    return None if extents is None else extents[1]
+
+
+def tables_extent(path: str) -> Extent | None:
+    """Where the tables of a file lie whose media data `media_extents` finds; None for others.
+
+    Raises OSError.
+    """
+    extents = _extents(path)
+    return None if extents is None else extents[0]
+
+
+def _extents(path: str) -> tuple[Extent, list[Extent]] | None:
     with open(path, "rb", buffering=0) as file:
         if os.pread(file.fileno(), 8, 0)[4:] not in _FIRST_BOXES:
             return None
@@ -41,7 +55,8 @@ def media_extents(path: str) -> list[Extent] | None:
         inside = _boxes(file.fileno(), start, end) if end <= size else []
         if not inside or any(kind == b"mvex" for kind, _start, _end in inside):
             return None
-        return [(start, min(end, size)) for kind, start, end in boxes if kind == b"mdat"]
+        media = [(start, min(end, size)) for kind, start, end in boxes if kind == b"mdat"]
+        return (start, end), media
 
 
 def _boxes(descriptor: int, at: int, end: int) -> list[tuple[bytes, int, int]]:
@@ -66,8 +81,9 @@ class SkimmedFile:
 
     name = "skimmed"
 
-    def __init__(self, path: str) -> None:
-        """Raises OSError."""
+    def __init__(self, path: str, beat: Callable[[], None] = lambda: None) -> None:
+        """`beat` is called for every read. Raises OSError."""
+        self._beat = beat
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- closed by `close`
         self._descriptor = self._file.fileno()
         self._size = os.fstat(self._descriptor).st_size
@@ -91,6 +107,11 @@ class SkimmedFile:
 
     def read(self, count: int) -> bytes:
         """At most `count` of the next bytes, real or zeros; none at the end."""
+        try:
+            self._beat()
+        except BaseException as stop:
+            # FFmpeg calls this, and PyAV hands on no other exceptions.
+            raise InterruptedError("nobody waits for it any more") from stop
         start = self._at
         end = self._at = max(start, min(start + min(count, BUFFER_BYTES), self._size))
         first = max(0, bisect_right(self._starts, start) - 1)

@@ -11,7 +11,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from fractions import Fraction
 from types import TracebackType
@@ -133,17 +133,23 @@ class Source:
     """An open video file and its analysed stream. A context manager; `close` may be repeated."""
 
     def __init__(
-        self, path: str, stream_index: int | None = None, *, skimmable: bool = False
+        self,
+        path: str,
+        stream_index: int | None = None,
+        *,
+        skimmable: bool = False,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """Open a file and choose its stream: the given one, else the default or largest.
 
-        `skimmable` readies it for `skim`. Raises Rejected, and never an error of the operating
-        system or of FFmpeg.
+        `skimmable` readies it for `skim`; `beat` is then called for every read. Raises Rejected,
+        and never an error of the operating system or of FFmpeg.
         """
         self.path = path
         self.damaged_reads = 0
         """Reads that failed and were passed over."""
         self._pinned = stream_index
+        self._beat = beat
         self._skimmed: SkimmedFile | None = None
         self._media: list[Extent] | None = None
         self._open(skimmable)
@@ -153,7 +159,7 @@ class Source:
             _refuse_unsuitable(self.path)
             self._media = media_extents(self.path)
             if self._media is not None and skimmable:
-                self._skimmed = SkimmedFile(self.path)
+                self._skimmed = SkimmedFile(self.path, self._beat)
             self._container = self._opened()
         except Rejected:
             raise
@@ -325,6 +331,9 @@ class Source:
                     if packet.size or packet.dts is not None:
                         failures = 0
                         yield packet
+            except IndexError:
+                # PyAV ends by naming each stream, and trips over one that began in mid-file.
+                return
             except av.error.InvalidDataError:
                 failures += 1
                 self.damaged_reads += 1

@@ -1,14 +1,13 @@
-"""Ends work on hostile or stuck files: a range that makes no progress becomes a gap, and the
-process that read it goes on with the next one."""
+"""Ends work on hostile or stuck files: who waits for a reader that makes no progress is told so,
+and goes on with the next file."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol, TypeVar
-
-from storage.records import Gap, GapKind
+from contextvars import copy_context
+from typing import TypeVar
 
 _AHEAD = 2
 """Results made before they are asked for."""
@@ -16,12 +15,11 @@ _CLOSE_S = 5.0
 """Seconds that closing waits for the reading thread to give the file back."""
 
 
-class _Interval(Protocol):
-    @property
-    def end_us(self) -> int: ...
+_Result = TypeVar("_Result")
 
 
-_Result = TypeVar("_Result", bound=_Interval)
+class Stalled(Exception):
+    """The reader made no progress; its thread may be left behind."""
 
 
 class _Stopped(BaseException):
@@ -29,16 +27,13 @@ class _Stopped(BaseException):
 
 
 def watched(
-    read: Callable[[Callable[[], None]], Iterator[_Result]],
-    start_us: int,
-    end_us: int,
-    stall_s: float,
-) -> Generator[_Result | Gap]:
-    """The results of `read(beat)`, made in a thread of their own, and a `stalled` gap up to
-    `end_us` where `beat` was not called for `stall_s` seconds.
+    read: Callable[[Callable[[], None]], Iterator[_Result]], stall_s: float
+) -> Generator[_Result]:
+    """The results of `read(beat)`, made in a thread of their own. Raises Stalled where `beat` was
+    not called for `stall_s` seconds.
 
-    `read` calls `beat` at every step; what it raises is raised here. A decoder that hangs inside a
-    library cannot be interrupted: its thread is left behind, and this one goes on. Closing the
+    `read` calls `beat` at every step; what it raises is raised here. Storage or a decoder that
+    hangs cannot be interrupted: its thread is left behind, and this one goes on. Closing the
     iterator stops the reader at its next beat.
     """
     results: queue.Queue[_Result | BaseException | None] = queue.Queue(_AHEAD)
@@ -71,9 +66,10 @@ def watched(
         except _Stopped:
             return
 
-    thread = threading.Thread(target=work, name="footage", daemon=True)
+    context = copy_context()  # What log lines are about.
+    thread = threading.Thread(target=context.run, args=(work,), name="footage", daemon=True)
     thread.start()
-    reached_us, hung = start_us, False
+    hung = False
     try:
         while True:
             seen = beats
@@ -83,14 +79,11 @@ def watched(
                 if beats != seen:
                     continue
                 hung = True
-                detail = f"decoding made no progress for {stall_s:g} s"
-                yield Gap(reached_us, end_us, GapKind.STALLED, detail)
-                return
+                raise Stalled from None
             if result is None:
                 return
             if isinstance(result, BaseException):
                 raise result
-            reached_us = result.end_us
             yield result
     finally:
         stopped.set()

@@ -1,0 +1,72 @@
+"""The archive's own files: opened as a job saw them, and never written over."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from storage.footage import Footage
+    from storage.ledger import Job
+
+
+def original_of(footage: Footage, job: Job) -> str:
+    """Path of a file that holds what the job saw: of the same size and modification time, else of
+    the same bytes, every one of which is read.
+
+    Raises UsageError where the video's file is gone, or another lies in its place.
+    """
+    from storage.summaries import nowhere
+    from workers.probing import content_id
+
+    changed = False
+    for file in footage.files:
+        try:
+            found = os.stat(file.path)
+            if found.st_size == file.size_bytes and (
+                found.st_mtime_ns == file.mtime_ns or content_id(file.path) == footage.content_id
+            ):
+                return file.path
+        except OSError:
+            continue
+        changed = True
+    if changed:
+        raise click.UsageError(
+            f"{footage.path}: the file has changed since job {job.id}, whose labels are of what it "
+            "was: run the job again."
+        )
+    place = footage.path or nowhere(footage.video_id)
+    raise click.UsageError(f"{place}: the file is gone from where it was seen last.")
+
+
+def spare_originals(engine: Engine, output: Path) -> None:
+    """Raise UsageError where to write `output` would destroy a file of the archive, or the
+    database.
+
+    Every one of them is looked at: links and mounts give a file names that no comparison of paths
+    sees.
+    """
+    from storage.footage import every_path
+
+    try:
+        there = output.stat()
+    except OSError:
+        return
+    if engine.dialect.name == "sqlite" and _is(str(engine.url.database), there):
+        raise click.UsageError(f"{output}: it is the database; name another file.")
+    if any(_is(path_raw, there) for path_raw in every_path(engine)):
+        raise click.UsageError(
+            f"{output}: it is a video of the archive, which would be lost; name another file."
+        )
+
+
+def _is(path: str | bytes, there: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), there)
+    except OSError:
+        return False
