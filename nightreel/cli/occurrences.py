@@ -7,7 +7,7 @@ from fractions import Fraction
 import click
 
 from nightreel.cli.asked import SECOND_US, job_asked, not_all_analysed, videos_asked
-from nightreel.cli.options import Duration, database_option, format_option, job_option
+from nightreel.cli.options import Duration, FiniteFloat, database_option, format_option, job_option
 from nightreel.cli.output import Column, clock, counted, duration, percent, say, write_rows
 from storage.exits import ExitCode
 
@@ -168,7 +168,7 @@ Examples:
 @click.option("--pad", type=Duration(), help="Time added before and after each cut.")
 @click.option(
     "--least",
-    type=click.FloatRange(0, 1),
+    type=FiniteFloat(0, 1),
     default=0.5,
     show_default=True,
     help="Only cuts with at least this confidence at their peak.",

@@ -11,7 +11,7 @@ import click
 
 from nightreel.cli.asked import job_asked, microseconds, one_video
 from nightreel.cli.extras import needs
-from nightreel.cli.options import database_option, job_option
+from nightreel.cli.options import FiniteFloat, database_option, job_option
 from nightreel.cli.originals import original_of, spare_originals
 from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
@@ -45,7 +45,7 @@ Examples:
 @click.option("--range", "span", metavar="FROM-TO", help="Only this part: 0:12:00-0:13:30.")
 @click.option(
     "--scale",
-    type=click.FloatRange(0, 4, min_open=True),
+    type=FiniteFloat(0, 4, min_open=True),
     default=1.0,
     show_default=True,
     help="Size of the picture, of the video's own.",
