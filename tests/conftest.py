@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -32,6 +33,9 @@ START_S = 60
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A script's background job ignores Ctrl-C, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line(
         "markers", "expects_error_log(pattern): ERROR records whose message matches are expected"
     )
