@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection, Engine, Row, delete, select
 from sqlalchemy import insert as plain_insert
 
@@ -38,8 +40,9 @@ from storage.schema import flags, gaps, job_videos, predictions, samples, scenes
 from storage.scoring import Single, best_labels, similarities
 from storage.vectors import VideoVectors
 
-_SAMPLES_AT_ONCE = 50_000
-"""Samples that one transaction writes; other writers wait no longer than for these."""
+_SAMPLES_AT_ONCE = 20_000
+"""Samples that one transaction writes, of a video without any one; other writers wait no longer
+than for these, and so many numbers of videos go into one statement."""
 
 NOT_EMBEDDED = "no stored embedding: its API gave similarities only"
 
@@ -100,18 +103,13 @@ def relabel(
     with reading(engine) as connection:
         waiting = _waiting(connection, source.id, target.id)
         old_gaps = _gaps_of(connection, source.id)
-        batch, size = [], 0
         with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
-            for row, found in _paired(waiting, stored):
-                video = _answered(row, found, old_gaps.get(row.video_id, []), named, matrix, target)
-                batch.append(video)
-                size += len(video.samples)
-                if size >= _SAMPLES_AT_ONCE:
-                    _write(engine, target.id, batch)
-                    progress(size)
-                    batch, size = [], 0
-    _write(engine, target.id, batch)
-    progress(size)
+            answered = (
+                _answered(row, found, old_gaps.get(row.video_id, []), named, matrix, target)
+                for row, found in _paired(waiting, stored)
+            )
+            for size in _written(engine, target.id, _batches(answered)):
+                progress(size)
     ledger.finish_planning(engine, target.id)
     ledger.close_finished(engine, target.id)
 
@@ -270,60 +268,113 @@ def _task(found: SampleColumns, duration_us: int, gap_us: int) -> dict[str, Any]
         "attempts": 0,
         "fence": 0,
         "not_before_ms": 0,
-        "done_ms": Now(),
         "samples": len(found),
         "gap_us": gap_us,
     }
 
 
-def _write(engine: Engine, job_id: int, batch: Sequence[_Video]) -> None:
-    if not batch:
-        return
+def _batches(videos: Iterable[_Video]) -> Iterator[list[_Video]]:
+    """The videos, as many together as one transaction writes."""
+    batch, size = [], 0
+    for video in videos:
+        batch.append(video)
+        size += max(len(video.samples), 1)
+        if size >= _SAMPLES_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _written(engine: Engine, job_id: int, batches: Iterable[Sequence[_Video]]) -> Iterator[int]:
+    """Write each batch in a thread of its own while the next is worked out; the number of its
+    samples as soon as they stand."""
+    with ThreadPoolExecutor(1, "relabel") as thread:
+        before: Future[int] | None = None
+        for batch in batches:
+            if before is not None:
+                yield before.result()
+            before = thread.submit(_write, engine, job_id, batch)
+        if before is not None:
+            yield before.result()
+
+
+def _write(engine: Engine, job_id: int, batch: Sequence[_Video]) -> int:
+    """Write videos in one transaction; the number of their samples."""
     with writing(engine) as connection:
         ids = [video.row["video_id"] for video in batch]
         for table in (samples, predictions, gaps, scenes, flags, tasks):
             connection.execute(
                 delete(table).where(table.c.job_id == job_id, table.c.video_id.in_(ids))
             )
-        now_ms = connection.scalar(select(Now()))
+        now_ms = connection.execute(select(Now())).scalar_one()
         rows = [{"job_id": job_id, "closed_ms": now_ms, **video.row} for video in batch]
         upsert(connection, job_videos, rows)
-        for video in batch:
-            _write_video(connection, {"job_id": job_id, "video_id": video.row["video_id"]}, video)
+        readable = [video for video in batch if video.task is not None]
+        if readable:
+            _write_found(connection, job_id, now_ms, readable)
+    return sum(len(video.samples) for video in batch)
 
 
-def _write_video(connection: Connection, of_video: dict[str, int], video: _Video) -> None:
-    if video.task is None:
-        return
-    task_id = connection.scalar(
-        plain_insert(tasks).values(**of_video, **video.task).returning(tasks.c.id)
+def _write_found(
+    connection: Connection, job_id: int, now_ms: int, videos: Sequence[_Video]
+) -> None:
+    """What was found in videos that can be read: a statement or two for each table, so that many
+    small videos are no slower than a few large ones."""
+    keyed = [({"job_id": job_id, "video_id": one.row["video_id"]}, one) for one in videos]
+    made = connection.execute(
+        plain_insert(tasks).returning(tasks.c.video_id, tasks.c.id),
+        [key | {"done_ms": now_ms} | one.task for key, one in keyed if one.task is not None],
     )
-    found = video.samples
-    times = {"t_us": found.t_us, "start_us": found.start_us, "end_us": found.end_us}
-    count, ranks = found.label.shape
-    insert_columns(connection, samples, {**of_video, "bucket": found.bucket, **times})
-    insert_columns(
-        connection,
-        predictions,
-        {
-            **of_video,
-            "bucket": np.repeat(found.bucket, ranks),
-            "rank": np.tile(np.arange(ranks), count),
-            "label": found.label.ravel(),
-            "similarity": found.similarity.ravel(),
-            "confidence": found.confidence.ravel(),
-        },
-    )
+    task_of = {row.video_id: row.id for row in made}
+    _write_samples(connection, job_id, [one for one in videos if len(one.samples)])
     gap_rows = [
         {
+            **key,
             "start_us": gap.start_us,
             "end_us": gap.end_us,
             "kind": gap.kind,
             "detail": gap.detail,
-            "task_id": task_id,
+            "task_id": task_of[key["video_id"]],
         }
-        for gap in video.gaps
+        for key, one in keyed
+        for gap in one.gaps
     ]
-    for table, rows in ((gaps, gap_rows), (scenes, video.scenes), (flags, video.flags)):
+    for table, rows in (
+        (gaps, gap_rows),
+        (scenes, [key | row for key, one in keyed for row in one.scenes]),
+        (flags, [key | row for key, one in keyed for row in one.flags]),
+    ):
         if rows:
-            connection.execute(plain_insert(table), [of_video | row for row in rows])
+            connection.execute(plain_insert(table), rows)
+
+
+def _write_samples(connection: Connection, job_id: int, videos: Sequence[_Video]) -> None:
+    """Samples and predictions of videos, each of which has some: as many predictions a sample."""
+    if not videos:
+        return
+
+    def column(name: str) -> npt.NDArray[Any]:
+        return np.concatenate([getattr(one.samples, name) for one in videos])
+
+    video_id = np.repeat(
+        [one.row["video_id"] for one in videos], [len(one.samples) for one in videos]
+    )
+    bucket = column("bucket")
+    times = {name: column(name) for name in ("t_us", "start_us", "end_us")}
+    insert_columns(
+        connection, samples, {"job_id": job_id, "video_id": video_id, "bucket": bucket, **times}
+    )
+    best = {name: column(name) for name in ("label", "similarity", "confidence")}
+    count, ranks = best["label"].shape
+    insert_columns(
+        connection,
+        predictions,
+        {
+            "job_id": job_id,
+            "video_id": np.repeat(video_id, ranks),
+            "bucket": np.repeat(bucket, ranks),
+            "rank": np.tile(np.arange(ranks), count),
+            **{name: values.ravel() for name, values in best.items()},
+        },
+    )

@@ -160,20 +160,22 @@ def _at_cuts(runs: Sequence[tuple[int, int, int]], changes: Shares) -> list[tupl
 
 def _most_likely_path(evidence: Shares, switch_cost: float) -> npt.NDArray[np.intp]:
     """Label of each sample on the path of most evidence, less `switch_cost` for each change."""
-    count, label_count = evidence.shape
-    every = np.arange(label_count)
-    came_from = np.empty((count, label_count), dtype=np.intp)
-    score = evidence[0]
-    for at in range(1, count):
-        best = int(score.argmax())
-        switched = score[best] - switch_cost
-        stays = score >= switched
-        came_from[at] = np.where(stays, every, best)
-        score = np.where(stays, score, switched) + evidence[at]
-    path = np.empty(count, dtype=np.intp)
-    path[-1] = score.argmax()
-    for at in range(count - 1, 0, -1):
-        path[at - 1] = came_from[at, path[at]]
+    scores = evidence.copy()
+    for before, score in pairwise(scores):
+        # Whoever comes from another label comes from the best one.
+        np.add(score, np.maximum(before, before.max() - switch_cost), out=score)
+    best = scores.argmax(axis=1)
+    leaving = scores < scores.max(axis=1, keepdims=True) - switch_cost
+    at = np.arange(len(scores))[:, np.newaxis]
+    # Of each sample and label, the last sample up to there after which the label is come to anew.
+    left = np.maximum.accumulate(np.where(leaving, at, -1))
+    path = np.empty(len(scores), dtype=np.intp)
+    end = len(scores)
+    while end:
+        label = best[end - 1]
+        start = int(left[end - 2, label]) + 1 if end > 1 else 0
+        path[start:end] = label
+        end = start
     return path
 
 

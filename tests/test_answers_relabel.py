@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from embedded import directions, done
 from rows import SEASONS, SECOND, file, planned
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
+from sqlalchemy.exc import DBAPIError
 
 from storage import ledger, relabel, results
 from storage.coverage import coverage
 from storage.database import reading, writing
 from storage.labels import label_set, store_label_vectors
-from storage.ledger import Job
+from storage.ledger import Job, JobState
 from storage.records import GapKind, Label, LabelSet, VideoState
 from storage.relabel import CannotRelabel
 from storage.scenes import scenes
@@ -64,9 +65,13 @@ def test_the_numbers_are_those_that_workers_commit() -> None:
         assert list(got) == expected
 
 
-def test_relabelling_gives_what_a_run_with_the_labels_gives(engine: Engine) -> None:
+@pytest.mark.parametrize("at_once", [1, 40, 20_000])
+def test_relabelling_gives_what_a_run_with_the_labels_gives(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     """Samples, predictions, scenes, gaps and flags are those of a job that was worked on with the
-    new labels; the old job stays as it was."""
+    new labels, however many are written in a transaction; the old job stays as it was."""
+    monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", at_once)
     new = replace(NEW, labels=(replace(NEW.labels[0], threshold=0.4, flag="wet"), *NEW.labels[1:]))
     old = planned(engine, 30, 4, 61)
     job = done(engine, old.job_id, directions(3, 2))
@@ -99,6 +104,23 @@ def test_relabelling_again_is_the_same_job_and_changes_nothing(engine: Engine) -
     third = relabelled(engine, job)
     assert third.id == first.id
     assert [one.analysed_us for one in coverage(engine, third.id)] == [7 * SECOND, 11 * SECOND]
+
+
+def test_what_the_database_refuses_is_raised_and_made_up_for(engine: Engine) -> None:
+    """A failure to write ends the call with the database's error; repeating it gives everything."""
+    old = planned(engine, 30, 4, 61)
+    job = done(engine, old.job_id, directions(3, 2))
+    with writing(engine) as connection:
+        connection.execute(text("ALTER TABLE scenes RENAME TO missing"))
+    with pytest.raises(DBAPIError):
+        relabelled(engine, job)
+    with writing(engine) as connection:
+        connection.execute(text("ALTER TABLE missing RENAME TO scenes"))
+    target = relabelled(engine, job)
+    assert target.state is JobState.CLOSED
+    assert [one.analysed_us for one in coverage(engine, target.id)] == [
+        one.analysed_us for one in coverage(engine, job.id)
+    ]
 
 
 def test_a_rejected_video_stays_rejected(engine: Engine) -> None:
