@@ -36,7 +36,7 @@ from storage.records import (
     VideoState,
 )
 from storage.scenes import labelled_scenes, picture_changes
-from storage.schema import flags, gaps, job_videos, predictions, samples, scenes, tasks
+from storage.schema import flags, gaps, job_videos, jobs, predictions, samples, scenes, tasks
 from storage.scoring import Single, best_labels, similarities
 from storage.vectors import VideoVectors
 
@@ -302,6 +302,8 @@ def _written(engine: Engine, job_id: int, batches: Iterable[Sequence[_Video]]) -
 def _write(engine: Engine, job_id: int, batch: Sequence[_Video]) -> int:
     """Write videos in one transaction; the number of their samples."""
     with writing(engine) as connection:
+        # Who relabels the same job in the same way at once waits, and writes the same over it.
+        connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
         ids = [video.row["video_id"] for video in batch]
         for table in (samples, predictions, gaps, scenes, flags, tasks):
             connection.execute(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -104,6 +106,27 @@ def test_relabelling_again_is_the_same_job_and_changes_nothing(engine: Engine) -
     third = relabelled(engine, job)
     assert third.id == first.id
     assert [one.analysed_us for one in coverage(engine, third.id)] == [7 * SECOND, 11 * SECOND]
+
+
+def test_relabelling_twice_at_once_is_relabelling_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands that give a job the same labels at the same time both end well, with one job."""
+    monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", 10)
+    old = planned(engine, *range(12, 20))
+    job = done(engine, old.job_id, directions(3, 2))
+    together = Barrier(2)
+
+    def begin() -> Job:
+        together.wait()
+        return relabelled(engine, job)
+
+    with ThreadPoolExecutor(2) as threads:
+        first, second = (one.result() for one in [threads.submit(begin) for _ in range(2)])
+    assert first.id == second.id
+    run = planned(engine, *range(12, 20), key="run", labels=NEW)
+    by_workers = done(engine, run.job_id, LABEL_VECTORS)
+    assert everything(engine, first, old.video_ids) == everything(engine, by_workers, old.video_ids)
 
 
 def test_what_the_database_refuses_is_raised_and_made_up_for(engine: Engine) -> None:
