@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from storage.records import Fit, FrameRange, LabelSet, VideoInfo
-from workers.calls import label_calls, prompts_of, range_calls
-
-JPEG_TABLES_BYTES = 620
-"""What every JPEG picture begins with, however small it is."""
-PIXELS_BYTES_224 = 10_900
-"""The rest of a picture of 224 x 224 at quality 90: the median over real clips, whose means went
-from 5,400 to 24,000."""
-PIXELS_GROWTH = 1.5
-"""Power of the side by which the rest grows: fitted to the same clips between 64 and 448 pixels. A
-frame scaled to less has more detail in each pixel, so it is not the area's 2."""
-BASE64 = 4 / 3
-REQUEST_BYTES = 120
-"""Field names and model name of a request."""
+from workers.calls import groups_of, label_calls, prompts_of, range_calls
+from workers.contract import Body, comparison_body, pictures_body, texts_body
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A video as it would be worked on."""
 
+    path: str
     info: VideoInfo
     ranges: Sequence[FrameRange]
     embedded: Sequence[bool]
@@ -42,13 +32,19 @@ class Estimate:
     """Of the samples, those whose vectors are stored."""
     image_calls: int
     text_calls: int
-    bytes_sent: int
-    """About: what a picture weighs is known after decoding only."""
+    frames_sent: int
+    """How often a sample's squares are sent: more than once where prompts take several calls."""
+    other_bytes: int
+    """Of all requests, without what stands for the frames."""
 
     @property
     def calls(self) -> int:
         """Requests that the endpoint bills."""
         return self.image_calls + self.text_calls
+
+    def bytes_at(self, frame_bytes: float) -> float:
+        """What is sent, at so many bytes for the squares of a sample."""
+        return self.frames_sent * frame_bytes + self.other_bytes
 
     def seconds_at(self, calls_per_second: float) -> float:
         """How long the calls take at that rate."""
@@ -67,14 +63,21 @@ def estimate(
     fit: Fit,
     embeds: bool,
     batch: int,
-    input_size: int,
+    weight: Callable[[Body], int],
+    asking_bytes: int,
 ) -> Estimate:
     """Return what the videos so planned will cost at an endpoint that embeds, `batch` pictures a
-    call, or only compares; pictures are squares of `input_size` pixels. `labels_known` says that
-    the model was asked about the labels before. How many duplicates there are to skip is known
-    after decoding only: the estimate skips none."""
-    prompts = len(prompts_of(labels))
-    videos = duration_us = samples = embedded = calls = 0
+    call, or only compares. `labels_known` says that the model was asked about the labels before;
+    `weight` is what a request with a body counts for, and `asking_bytes` what it takes to ask
+    whether lists of pictures work. How many duplicates there are to skip is known after decoding
+    only: the estimate skips none."""
+    prompts = prompts_of(labels)
+    groups = groups_of(prompts)
+    if embeds:
+        of_call = [0, *(weight(pictures_body([b""] * n)) for n in range(1, batch + 1))]
+    else:
+        of_picture = sum(weight(comparison_body(b"", group)) for group in groups)
+    videos = duration_us = samples = embedded = calls = sent = 0
     for plan in plans:
         videos += 1
         duration_us += plan.info.duration_us
@@ -84,23 +87,39 @@ def estimate(
                 embedded += len(one.buckets)
                 continue
             pictures = len(one.buckets) * fit.squares
-            calls += range_calls(pictures, embeds=embeds, batch=batch, prompts=prompts)
-    of_labels = texts = examples = 0
+            calls += range_calls(pictures, embeds=embeds, batch=batch, prompts=len(prompts))
+            if embeds:
+                full, rest = divmod(pictures, batch)
+                sent += full * of_call[batch] + of_call[rest]
+            else:
+                sent += pictures * of_picture
+    of_labels = texts = 0
     if samples and not labels_known:
         of_labels, texts = label_calls(labels, embeds=embeds, batch=batch)
-        examples = sum(len(label.examples) for label in labels.labels) if embeds else 0
-    times_sent = 1 if embeds else range_calls(1, embeds=False, batch=1, prompts=prompts)
-    pixels = PIXELS_BYTES_224 * (input_size / 224) ** PIXELS_GROWTH
-    picture = (JPEG_TABLES_BYTES + pixels) * BASE64
-    # Whether lists of pictures work is asked once, by a call, before any is sent.
-    image_calls = calls + of_labels + int(embeds and calls + of_labels > 0)
-    sent = (samples - embedded) * fit.squares * times_sent + examples
+        sent += sum(map(weight, _label_bodies(labels, embeds=embeds, batch=batch)))
+    asks = calls + of_labels > 0
     return Estimate(
         videos=videos,
         duration_us=duration_us,
         samples=samples,
         embedded=embedded,
-        image_calls=image_calls,
+        # An endpoint that only compares turns the question away, and does not bill it.
+        image_calls=calls + of_labels + int(embeds and asks),
         text_calls=texts,
-        bytes_sent=round(sent * picture + (image_calls + texts) * REQUEST_BYTES),
+        frames_sent=(samples - embedded) * (1 if embeds else len(groups)),
+        other_bytes=sent + asking_bytes * asks,
     )
+
+
+def _label_bodies(labels: LabelSet, *, embeds: bool, batch: int) -> Iterator[Body]:
+    """What an endpoint is asked about a label set, as `label_calls` counts it."""
+    if embeds and (prompts := prompts_of(labels)):
+        yield texts_body(prompts)
+    for label in labels.labels:
+        if embeds:
+            for at in range(0, len(label.examples), batch):
+                yield pictures_body(label.examples[at : at + batch])
+        elif len(label.prompts) > 1:
+            for prompt in label.prompts:
+                for group in groups_of(label.prompts):
+                    yield comparison_body(prompt, group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from storage.records import LabelSet
@@ -22,6 +23,11 @@ def label_calls(labels: LabelSet, *, embeds: bool, batch: int) -> tuple[int, int
         return pictures, int(any(label.prompts for label in labels.labels))
     several = [len(label.prompts) for label in labels.labels if len(label.prompts) > 1]
     return 0, sum(n * ceil(n / MAX_BATCH) for n in several)
+
+
+def groups_of(prompts: Sequence[str]) -> list[Sequence[str]]:
+    """The prompts of a comparison, as many a call as an endpoint takes."""
+    return [prompts[at : at + MAX_BATCH] for at in range(0, len(prompts), MAX_BATCH)]
 
 
 def prompts_of(labels: LabelSet) -> tuple[str, ...]:

@@ -122,6 +122,11 @@ def predictions(similarity: Single, top_n: int) -> Iterator[tuple[Prediction, ..
         yield tuple(Prediction(*one) for one in zip(*sample, strict=True))
 
 
+def squares_of(picture: Picture, fit: Fit) -> tuple[Picture, ...]:
+    """The squares of one sample that are sent."""
+    return tiles(picture) if fit is Fit.TILES else (picture,)
+
+
 @dataclass(frozen=True, slots=True)
 class _Slot:
     """A sample without its picture, which is not needed once it is encoded."""
@@ -167,8 +172,7 @@ class _Pipeline:
         """Send a sample, or let it wait for what it takes over."""
         self._slots.append(slot)
         if slot.reused_from is None:
-            squares = tiles(picture) if self.fit is Fit.TILES else (picture,)
-            self._jpegs.extend(encode_jpeg(square) for square in squares)
+            self._jpegs.extend(encode_jpeg(square) for square in squares_of(picture, self.fit))
 
     @property
     def full(self) -> bool:

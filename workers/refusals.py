@@ -7,9 +7,11 @@
     |   |-- NotReached no connection was made: nothing was sent
     |   |-- TooMany    429: it is there, and has had enough for now
     |   `-- BadAnswer  500 or an unusable answer: the endpoint's trouble, or this one picture's
+    |       `-- WrongCount   more or fewer embeddings than pictures or texts
     |-- JobPaused      credits or a paused account: everything stays queued until `resume`
     `-- JobStopped     key, address or model are wrong: no call can succeed until that is mended
         |-- BadRequest   400: one of these, or what was asked for
+        |-- NotThere     404 or 405: no such route, or no such model
         |-- ModelChanged the answer is of another model than the one that the endpoint named
         `-- TextRefused  a prompt that the endpoint does not take
 
@@ -74,6 +76,10 @@ class BadRequest(JobStopped):
         self.said = said
 
 
+class NotThere(JobStopped):
+    """404, or 405 of a server that knows the path by another method: no such route or model."""
+
+
 class ModelChanged(JobStopped):
     """The endpoint was started anew with another model: nothing of its answer may be kept."""
 
@@ -91,6 +97,10 @@ class TextRefused(JobStopped):
 
 class BadAnswer(Outage):
     """500, or an answer that is not what was asked for."""
+
+
+class WrongCount(BadAnswer):
+    """Embeddings, but not as many as were asked for: the endpoint stacks lists of pictures."""
 
 
 class TooMany(Outage):
@@ -117,7 +127,8 @@ def refusal(status: int, said: str, headers: Mapping[str, str]) -> ApiError:
     if status in _PASSING or (status > 500 and status not in _NEVER):
         kind = TooMany if status == 429 else Outage
         return kind(text, _retry_after_s(headers))
-    return JobStopped(f"{text}; {CHECK_SETTINGS}")
+    kind_of_stop = NotThere if status in (404, 405) else JobStopped
+    return kind_of_stop(f"{text}; {CHECK_SETTINGS}")
 
 
 def shown(said: str, secret: re.Pattern[str] | None = None) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import redis
 from redis.backoff import NoBackoff
 from redis.commands.core import Script
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, RedisError, ResponseError
 from redis.retry import Retry
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,15 @@ TURN_S = 9.0
 """How long a turn is held unless its holder asks for more, as a live one does every third of it."""
 LONGEST_TURN_S = 60.0
 """How long others wait for one that holds the turn; it may hang."""
+ROOM_S = 60
+"""How long what was written to see whether there is room stays."""
+
+
+def require_room(client: redis.Redis) -> None:
+    """Return where Redis takes what is written; raise its answer, a ResponseError, where it is
+    full, read-only or cannot persist. One that is full still answers whoever reads."""
+    # Refused as any write is, and where the key stands it writes nothing.
+    client.set(f"{PREFIX}room", 1, ex=ROOM_S, nx=True)
 
 
 def redis_url(broker_url: str) -> str:
@@ -75,18 +84,24 @@ class Shared:
         return self._ask(lambda client: self._script(client, script)(self._named(keys), arguments))
 
     def waiting(self) -> int | None:
-        """Messages in the queue that no worker has taken; None where Redis is away."""
-        length: int | None = self._ask(lambda client: client.llen(self.queue))
+        """Messages in the queue that no worker has taken; None where Redis is away or refuses."""
+
+        def ask(client: redis.Redis) -> Any:
+            require_room(client)
+            return client.llen(self.queue)
+
+        length: int | None = self._ask(ask)
         return length
 
-    def once(self, name: str, find_out: Callable[[], Any]) -> Any:
+    def once(self, name: str, find_out: Callable[[], Any], but: Any = None) -> Any:
         """Return the JSON value that some process found out under `name`; the first one does, while
-        the others wait. Raises whatever `find_out` raises."""
+        the others wait. The value `but`, which has proved wrong, is found out anew. Raises whatever
+        `find_out` raises."""
         with self.turn(name):
             key = f"{PREFIX}hint:{name}"
             known = self._ask(lambda client: client.get(key))
-            if known is not None:
-                return json.loads(known)
+            if known is not None and (said := json.loads(known)) != but:
+                return said
             found = find_out()
             self._ask(lambda client: client.set(key, json.dumps(found), ex=HINT_LASTS_S))
             return found
@@ -140,14 +155,15 @@ class Shared:
         if self._redis is None or self._clock() < self._rest_until:
             return None
         try:
+            if self._away:
+                require_room(self._redis)
             answer = question(self._redis)
         except (RedisError, OSError) as error:
             self._rest_until = self._clock() + REST_S
             if not self._away:
                 self._away = True
-                log.warning(
-                    "Redis is away (%s): this process keeps its limits alone", type(error).__name__
-                )
+                why = str(error) if isinstance(error, ResponseError) else type(error).__name__
+                log.warning("Redis is away (%s): this process keeps its limits alone", why)
             return None
         if self._away:
             self._away = False

@@ -24,6 +24,7 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool, Timeout
 from urllib3 import exceptions as trouble
 
 from storage.records import Usage
+from workers.contract import Body, encoded
 from workers.limits import Breaker, Concurrency, EndpointRests, RateLimit
 from workers.refusals import (
     CHECK_SETTINGS,
@@ -180,6 +181,10 @@ class Wire:
                 raise self._refusal(answer, found)
         return found if answer.status == 200 and isinstance(found, dict) else {}
 
+    def weight(self, body: Body) -> int:
+        """Bytes that a request with this body counts for in `spent`. Raises JobStopped."""
+        return len(self._encoded(body))
+
     def is_missing(self, route: str) -> bool:
         """Whether there is no such route, by a request that asks for nothing."""
         answer = self._send("POST", route + self._query, self._encoded({}))
@@ -189,7 +194,7 @@ class Wire:
     def post(
         self,
         route: str,
-        body: dict[str, Any],
+        body: Body,
         read: Callable[[dict[str, Any]], T],
         attempts: int,
         *,
@@ -200,7 +205,7 @@ class Wire:
         """Send, and send again with full-jitter backoff what may yet succeed; return what `read`
         makes of the answer. An answer that says in its header which model it is of must be of
         `model`, where that is given."""
-        content = self._encoded(body | {"clip_version_id": self._settings.clip_version})
+        content = self._encoded(body)
         began = self._clock()
         for attempt in range(1, attempts + 1):
             if self._rate is not None:
@@ -292,12 +297,11 @@ class Wire:
                 "start it with the job's model again, or submit the job anew"
             )
 
-    def _encoded(self, body: dict[str, Any]) -> bytes:
+    def _encoded(self, body: Body) -> bytes:
         """The request's body; made beforehand, so that a turn on the wire is not spent on it."""
-        if self._key is not None and self._transport is KeyTransport.BODY:
-            body = {**body, "api_key": self._key}
+        key = self._key if self._transport is KeyTransport.BODY else None
         try:
-            return pydantic_core.to_json(body)
+            return encoded(body, self._settings.clip_version, key)
         except pydantic_core.PydanticSerializationError:
             raise JobStopped("a text is not valid Unicode: write it anew") from None
 
