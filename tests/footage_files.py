@@ -241,12 +241,12 @@ CLIPS = sorted(
     path.name for path in MEDIA.glob("*.*") if path.suffix in (".mp4", ".webm") and path.is_file()
 )
 VARIANTS = """
-animation.gif av1.mp4 cover_art.mp4 delayed_start.ts edit_list.mp4 flash.flv fps60.mp4
+animation.gif av1.mp4 base.mkv cover_art.mp4 delayed_start.ts edit_list.mp4 flash.flv fps60.mp4
 fragmented.mp4 h264_gop10s.mp4 h264_gop2s.mp4 h264_intra_refresh.mp4 h264_one_keyframe.mp4
 h264_open_gop.mp4 hevc_10bit.mp4 mjpeg.avi mkv_no_cues.mkv mpeg2_interlaced.ts mpegts.ts
 mpegts_open_gop.ts odd_321x243.webm one_frame.mp4 rotated_90.mp4 slideshow_0.4fps.mp4
 two_frames.mp4 vfr.mp4 vp9.webm bad_truncated.ts
-""".split()  # noqa: SIM905 -- a list of 27 literals reads no better
+""".split()  # noqa: SIM905 -- a list of 28 literals reads no better
 """Variants with trustworthy timestamps, whose samples can be told from a plain pass."""
 needs_media = pytest.mark.skipif(
     not CLIPS, reason=f"real clips are not at {MEDIA} (set NIGHTREEL_TEST_MEDIA)"
