@@ -18,6 +18,7 @@ from clipserver.settings import Settings
 
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 12
+_LATIN_1 = 255  # the last character that a header carries
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -27,7 +28,7 @@ Every option can be set as NIGHTREEL_ and the setting's name in the environment.
 Exit codes:
     0  ended by SIGTERM or SIGINT
     2  wrong usage; nothing was started
-   12  no engine, no key file, or an address that cannot be had
+   12  no engine, no usable key file, or an address that cannot be had
 """
 
 
@@ -105,9 +106,20 @@ def _api_key(settings: Settings) -> str | None:
     path = settings.server_api_key_file
     if path is None:
         return None
-    key = path.read_text("utf-8").strip()
+    try:
+        key = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OSError(
+            f"the key file {path} cannot be read ({type(error).__name__}): see --api-key-file"
+        ) from error
     if not key:
         raise OSError(f"{path} holds no key: write one into it, or leave --api-key-file out")
+    # A key that no header carries would shut out every client, and say of each that it is wrong.
+    if not key.isprintable() or " " in key or max(map(ord, key)) > _LATIN_1:
+        raise OSError(
+            f"the key in {path} holds a space, a line break or another character that no header "
+            "carries: the file of --api-key-file may hold the key alone"
+        )
     return key
 
 

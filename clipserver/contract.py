@@ -2,7 +2,8 @@
 
 Refusal             an answer that is an error: status and message, `{"message": ...}`
   PictureRefusal    400, a picture that cannot be used
-  TooLarge          413, a body past the server's limit
+  TooSlow           408, a body that did not come within the server's time
+  TooLarge          413, a body or a list of pictures past the server's limit
   Malformed         422 with `{"detail": [...]}`, a body that is not what was asked for
   Busy              503 with Retry-After
 """
@@ -59,11 +60,22 @@ class PictureRefusal(Refusal):
         super().__init__(400, f"Could not load input image. Cause: {cause}")
 
 
-class TooLarge(Refusal):
-    """A body past the server's limit."""
+class TooSlow(Refusal):
+    """A body that did not come within the server's time. What still comes of it is not read."""
 
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(413, f"The request is larger than the {max_bytes} bytes allowed.")
+    def __init__(self, within_s: float) -> None:
+        super().__init__(
+            408,
+            f"The request's body did not come within {within_s:g} s.",
+            {"Connection": "close"},
+        )
+
+
+class TooLarge(Refusal):
+    """More than the server's `limit`, a number with its unit, allows in one request."""
+
+    def __init__(self, limit: str) -> None:
+        super().__init__(413, f"The request is larger than the {limit} allowed.")
 
 
 class Malformed(Refusal):

@@ -5,6 +5,7 @@ The key comes first, so that a stranger's request is neither judged nor echoed.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from email.message import Message
 from typing import TypeVar
@@ -13,7 +14,16 @@ import pydantic_core
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from clipserver.contract import KNOWN_VERSIONS, ClipRequest, Malformed, Refusal, TooLarge
+from clipserver.contract import (
+    KNOWN_VERSIONS,
+    ClipRequest,
+    Malformed,
+    Refusal,
+    TooLarge,
+    TooSlow,
+)
+
+_BODY_S = 30.0  # while it comes, a body holds one of the places that all requests share
 
 Asked = TypeVar("Asked", bound=ClipRequest)
 
@@ -21,7 +31,7 @@ Asked = TypeVar("Asked", bound=ClipRequest)
 class Intake:
     """Takes requests in for a server that asks for `api_key`, or for none where that is None.
 
-    Of a body at most `max_bytes` are read.
+    Of a body at most `max_bytes` are read, and for 30 s at most.
     """
 
     def __init__(self, api_key: str | None, max_bytes: int) -> None:
@@ -36,7 +46,7 @@ class Intake:
         """The body as `kind`; an empty one is an object without fields.
 
         The key may be in the query, a bearer token or the body: the first that is present counts.
-        Refusal with 401, 404 for an unknown version, 413 or 422.
+        Refusal with 401, 404 for an unknown version, 408, 413 or 422.
         """
         key = _key_beside(request)
         if key:
@@ -62,14 +72,17 @@ class Intake:
 
     async def _body(self, request: Request) -> bytes:
         if int(request.headers.get("content-length", "0")) > self._max_bytes:
-            raise TooLarge(self._max_bytes)
+            raise TooLarge(f"{self._max_bytes} bytes")
         chunks, size = [], 0
         try:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise TooLarge(self._max_bytes)
-                chunks.append(chunk)
+            async with asyncio.timeout(_BODY_S):
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > self._max_bytes:
+                        raise TooLarge(f"{self._max_bytes} bytes")
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise TooSlow(_BODY_S) from None
         except ClientDisconnect:
             # Nobody hears this, but who hangs up is no fault of the server's.
             raise Refusal(400, "The request ended early.") from None

@@ -9,18 +9,38 @@ import base64
 import binascii
 import io
 import re
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from clipserver.contract import Picture, PictureRefusal
+from clipserver.contract import Picture, PictureRefusal, Refusal, TooLarge
 from clipserver.fetch import fetch
 
 _FORMATS = ("JPEG", "PNG", "WEBP")
 _DATA_PREFIX = re.compile(r"\s*data:image/[\w.+-]+;base64,")
 _LONGEST = 16  # times the shorter side
 _BLANK = re.compile(r"\s+")
+_LARGEST_A_REQUEST = 8  # the contract's batch, each picture as large as one may be
+
+# Pillow's own bound would refuse what a larger `max_pixels` allows.
+Image.MAX_IMAGE_PIXELS = None
+
+
+class Allowance:
+    """What the pictures of one request may cost together. Shared by the threads that read them."""
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = self._left = pixels
+        self._lock = threading.Lock()
+
+    def spend(self, pixels: int) -> None:
+        """TooLarge from the first picture on that is too much."""
+        with self._lock:
+            self._left -= pixels
+            if self._left < 0:
+                raise TooLarge(f"{self._pixels} pixels")
 
 
 class PictureReader:
@@ -36,9 +56,18 @@ class PictureReader:
         self._max_bytes = max_bytes
         self._allow_url = allow_url
 
-    def read(self, picture: Picture | str) -> NDArray[np.uint8]:
+    def allowance(self, pictures: int) -> Allowance:
+        """For so many pictures of one request, 8 times the largest that is read. Each costs its
+        pixels, and no less than the square that it becomes, which is spent beforehand: TooLarge
+        where that alone is too much."""
+        square_pixels = self._side**2
+        allowance = Allowance(_LARGEST_A_REQUEST * max(self._max_pixels, square_pixels))
+        allowance.spend(pictures * square_pixels)
+        return allowance
+
+    def read(self, picture: Picture | str, allowance: Allowance) -> NDArray[np.uint8]:
         """side x side x 3 RGB; a string is a picture's bare base64. PictureRefusal with the cause
-        for what cannot be read."""
+        for what cannot be read, TooLarge beyond the `allowance`."""
         if isinstance(picture, str):
             data = decode_base64(picture)
         elif picture.type == "base64":
@@ -49,22 +78,24 @@ class PictureReader:
             data = fetch(picture.value, self._max_bytes)
         else:
             raise PictureRefusal("unknown type of picture: send base64.")
-        return np.asarray(square(self._open(data), self._side))
+        return np.asarray(square(self._open(data, allowance), self._side))
 
-    def _open(self, data: bytes) -> Image.Image:
+    def _open(self, data: bytes, allowance: Allowance) -> Image.Image:
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                if image.width * image.height > self._max_pixels:
+                pixels = image.width * image.height
+                if pixels > self._max_pixels:
                     raise PictureRefusal(
                         f"{image.width} x {image.height} is more than the "
                         f"{self._max_pixels} pixels allowed."
                     )
+                allowance.spend(max(0, pixels - self._side**2))
                 # Sixteen bits of grey are scaled; converting would clip them.
                 if image.mode.startswith("I"):
                     grey = np.asarray(image).astype(np.uint32) >> 8
                     return Image.fromarray(np.minimum(grey, 255).astype(np.uint8)).convert("RGB")
                 return ImageOps.exif_transpose(image).convert("RGB")
-        except PictureRefusal:
+        except Refusal:
             raise
         # Decoders meet damage in many ways; whatever they raise, the picture is unreadable.
         except Exception as error:

@@ -95,9 +95,11 @@ def _listen(host: str, port: int) -> socket.socket:
         except OSError:
             listener.close()
             raise
-    except OSError as error:
+    # UnicodeError: what is too long for a name, or has an empty part.
+    except (OSError, UnicodeError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "that is no host's name"
         raise OSError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; "
+            f"cannot listen on {host}, port {port}: {cause}; "
             "see --host and --port (0 takes a free one)"
         ) from error
     listener.listen(_BACKLOG)

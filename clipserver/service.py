@@ -86,9 +86,11 @@ class Service:
         if not pictures:
             return np.empty((0, self.engine.dimension), np.float32)
         loop = asyncio.get_running_loop()
+        allowance = self._reader.allowance(len(pictures))
         with self._pictures.admit(len(pictures)) as admission:
             squares = await _all(
-                loop.run_in_executor(self._readers, self._reader.read, p) for p in pictures
+                loop.run_in_executor(self._readers, self._reader.read, p, allowance)
+                for p in pictures
             )
             return np.stack(await admission.vectors(squares))
 

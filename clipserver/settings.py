@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clipserver.engines.choice import EngineName
 
+_MILLION = 1e6  # of megabytes or megapixels: no machine has more, and infinity is no limit
+
 
 def half_of_the_cores() -> int:
     """At least 1: the server shares its machine with video decoders."""
@@ -43,7 +45,7 @@ class Settings(BaseSettings):
         False
     )
     server_threads: Annotated[
-        int, Field(ge=1, description="threads of the engine (default: half of the cores)")
+        int, Field(ge=1, le=1024, description="threads of the engine (default: half of the cores)")
     ] = Field(default_factory=half_of_the_cores)
     server_host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
     server_port: Annotated[
@@ -56,16 +58,21 @@ class Settings(BaseSettings):
         bool, Field(description="fetch pictures from public https addresses in requests")
     ] = False
     server_max_body_mb: Annotated[
-        float, Field(gt=0, description="largest request in MB (10^6 bytes)")
+        float, Field(gt=0, le=_MILLION, description="largest request in MB (10^6 bytes)")
     ] = 20
     server_max_megapixels: Annotated[
-        float, Field(gt=0, description="largest picture in millions of pixels")
+        float, Field(gt=0, le=_MILLION, description="largest picture in millions of pixels")
     ] = 50
     server_max_batch: Annotated[
         int, Field(ge=1, description="most pictures that the engine gets at once")
     ] = 8
     server_max_delay_ms: Annotated[
-        float, Field(ge=0, description="how long a picture waits for others that are on their way")
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="how long a picture waits for others that are on their way",
+        ),
     ] = 3
     server_max_queue: Annotated[
         int, Field(ge=1, description="pictures held before requests are answered 503")

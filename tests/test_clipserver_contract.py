@@ -34,7 +34,10 @@ from clip_home import (
 )
 from PIL import Image
 
+from clipserver.__main__ import main
+from clipserver.contract import Picture, PictureRefusal
 from clipserver.engines.offline import sources
+from clipserver.pictures import PictureReader
 
 KEY = "key-that-nobody-may-see"
 
@@ -269,6 +272,31 @@ def test_too_large_is_refused_before_it_is_read(server: Server) -> None:
     assert "500000 pixels" in answer.json()["message"]
 
 
+def test_a_lists_pixels_are_bounded_together(server: Server) -> None:
+    """Eight pictures as large as one may be are a list's most, however many smaller ones that is;
+    a small one counts as the square that it becomes. More is 413."""
+    large, tiny = encoded(Image.new("1", (1000, 500))), encoded(Image.new("1", (2, 2)))
+    answer = server.post("/clip/embed_image", image=[large] * 8)
+    assert len(answer.json()["embeddings"]) == 8
+    compared = {"subject": large, "prompt_type": "image"}
+    answers = [
+        server.post("/clip/embed_image", image=[large] * 8 + [tiny]),
+        server.post("/clip/embed_image", image=[tiny] * (4_000_000 // SIDE**2 + 1)),
+        server.post("/clip/embed_image", image=[tiny] * (500_000 // SIDE**2 + 1) + [large] * 7),
+        server.post("/clip/compare", **compared, prompt=[large] * 8 + [tiny]),
+    ]
+    assert {answer.status_code for answer in answers} == {413}
+    assert all("4000000 pixels" in answer.json()["message"] for answer in answers)
+    assert server.post("/clip/compare", **compared, prompt=[large]).status_code == 200
+
+
+def test_no_bound_but_the_servers_own_stops_a_large_picture() -> None:
+    """A server that allows 190 megapixels refuses one of 196 for that reason and no other."""
+    reader = PictureReader(SIDE, max_pixels=190_000_000, max_bytes=10**6, allow_url=False)
+    with pytest.raises(PictureRefusal, match="14000 x 14000 is more than the 190000000 pixels"):
+        reader.read(Picture(**encoded(Image.new("1", (14_000, 14_000)))), reader.allowance(1))
+
+
 @pytest.mark.parametrize(
     "path", ["/clip/embed_text/", "//clip/embed_text", "/clip//compare", "/no"]
 )
@@ -428,6 +456,53 @@ def test_unusable_settings_are_named(towers: Path) -> None:
     said = run("--model-dir", str(towers), "--api-key-file", "/nowhere/key")
     assert said.returncode == 12
     assert "Traceback" not in said.stderr
+    said = run("--model-dir", str(towers), "--host", "..")
+    assert said.returncode == 12
+    assert said.stderr.startswith("clipserver: cannot listen on .., port 9001: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--max-body-mb", ("inf", "nan", "1e305")),
+        ("--max-megapixels", ("inf", "nan", "1e305")),
+        ("--max-delay-ms", ("inf", "nan")),
+        ("--threads", ("0", "99999999999")),
+    ],
+)
+def test_a_limit_without_end_is_refused(
+    option: str, values: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is no number of things that a machine may have ends with 2 and names the option."""
+    for value in values:
+        assert main([option, value]) == 2
+        assert capsys.readouterr().err.startswith(f"clipserver: {option}: Input should be ")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff\xfe\x00abc", "UnicodeDecodeError"),
+        (b"\n", "holds no key"),
+        (b"one\nanother\n", "may hold the key alone"),
+        (b"two words", "may hold the key alone"),
+        ("\N{GREEK SMALL LETTER KAPPA}".encode(), "may hold the key alone"),
+        (b"\xef\xbb\xbfmarked", "may hold the key alone"),
+    ],
+)
+def test_a_key_that_no_client_could_send_is_refused(
+    content: bytes, says: str, towers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 12 and one line that names the file and shows nothing of what is in it."""
+    file = tmp_path / "file"
+    file.write_bytes(content)
+    assert main(["--model-dir", str(towers), "--api-key-file", str(file)]) == 12
+    said = capsys.readouterr().err
+    assert said.startswith("clipserver: ")
+    assert said.count("\n") == 1
+    assert str(file) in said
+    assert says in said
+    assert not any(word in said for word in ("another ke", "two words", "marked", "abc"))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

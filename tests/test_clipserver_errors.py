@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import select
 import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import requests
 from clip_home import encoded, picture, served_here, write_towers
 from numpy.typing import NDArray
 
+from clipserver import intake
 from clipserver.engines import hub
 from clipserver.engines.clip import ClipEngine
 from clipserver.settings import Settings
@@ -295,6 +298,42 @@ def test_who_hangs_up_is_no_fault_of_the_server(held: tuple[HeldEngine, str]) ->
     until = time.monotonic() + 30
     while counted() == before:
         assert time.monotonic() < until
+
+
+def test_a_body_that_does_not_come_is_given_up(
+    held: tuple[HeldEngine, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a body holds its place for the server's time and no longer, standing still or a byte now
+    and then: 408 in JSON, and the connection is closed. All places taken so come back."""
+    monkeypatch.setattr(intake, "_BODY_S", 0.5)
+    _, url = held
+    host, port = url.removeprefix("http://").split(":")
+    half = (
+        b"POST /clip/embed_text HTTP/1.1\r\nHost: here\r\n"
+        b'Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"text"'
+    )
+    with ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection((host, int(port)), 30)) for _ in range(256)
+        ]
+        for client in clients:
+            client.sendall(half)
+        trickling = clients[0]
+        until = time.monotonic() + 30
+        while not select.select([trickling], [], [], 0.05)[0]:
+            assert time.monotonic() < until
+            trickling.sendall(b" ")
+        said = trickling.recv(10_000)
+        assert said.startswith(b"HTTP/1.1 408 ")
+        assert b"\r\nconnection: close\r\n" in said.lower()
+        for client in clients[1:]:
+            answer = b""
+            while more := client.recv(10_000):
+                answer += more
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 408 ")
+            assert "0.5 s" in json.loads(body)["message"]
+        assert ask(url, "embed_text", text("dog")).status_code == 200
 
 
 @pytest.mark.parametrize("way", ["query", "bearer", "body"])
