@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from clips import make_clip
 from embedded import directions, done
 from rows import ranges, spec
+from sqlalchemy import text
 
 from nightreel.cli import cli
 from storage import database, ledger
@@ -108,6 +109,19 @@ def test_any_other_file_may_be_written_again(filed: Filed, tmp_path: Path) -> No
     """What a command wrote, it writes again."""
     for _ in range(2):
         assert filed.asked("export", "table", "scenes", "-o", str(tmp_path / "s.csv"))[0] == 0
+
+
+def test_a_name_that_the_font_lacks_is_told(filed: Filed, tmp_path: Path) -> None:
+    """Boxes in a picture are explained in a line."""
+    out = str(tmp_path / "out.jpg")
+    code, said = filed.asked("sheet", "clip.mp4", "-o", out)
+    assert (code, "the font lacks" in said) == (0, False), said
+    engine = database.connect(filed.url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE jobs SET name = '施工'"))
+    engine.dispose()
+    code, said = filed.asked("sheet", "clip.mp4", "-o", out)
+    assert (code, "note: the font lacks 施 工: boxes" in said) == (0, True), said
 
 
 def test_labels_are_drawn_only_on_what_they_are_of(filed: Filed, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import struct
 import subprocess
 from dataclasses import replace
@@ -17,12 +19,14 @@ from rows import SECOND
 
 from nightreel.reports.annotate import annotate
 from nightreel.reports.drawing import Artist, Told
-from nightreel.reports.lettering import Tag, font, tag_picture, wrapped
+from nightreel.reports.frames import Clock, decoded_packet
+from nightreel.reports.lettering import Tag, boxed, font, tag_picture, wrapped
 from nightreel.reports.sheet import contact_sheet
 from storage.columns import SampleColumns
 from storage.records import Gap, GapKind, Prediction, SampleResult, VideoInfo
 from storage.scenes import UNKNOWN, labelled_scenes
 from workers.footage.probe import probe
+from workers.footage.source import Source
 
 LABELS = ("red square", "green ünïcode меч", "x" * 300)
 MEDIA = Path(__file__).parents[2] / "shared" / "media"
@@ -169,6 +173,192 @@ def test_a_turned_video_is_written_upright(tmp_path: Path) -> None:
         assert (frame.width, frame.height, frame.rotation) == (96, 160, 0)
 
 
+def with_sound(
+    path: Path,
+    codec: str,
+    *,
+    rate: int = 48_000,
+    layout: str = "stereo",
+    kind: str = "s16",
+    seconds: int = 1,
+    onset_s: float = 0,
+) -> Path:
+    """A clip of ten frames a second with noise from `onset_s` on, silence before it."""
+    noise = np.random.default_rng(1)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        video.options = {"bf": "2", "g": "10", "preset": "ultrafast"}
+        track = container.add_stream(codec, rate=rate, layout=layout)
+        channels = track.codec_context.layout.nb_channels
+        for second in range(seconds):
+            for at in range(10 * second, 10 * second + 10):
+                picture = np.full((96, 160, 3), at * 9 % 256, np.uint8)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            loud = (second + np.arange(rate) / rate >= onset_s)[:, np.newaxis]
+            wave = loud * noise.uniform(-0.3, 0.3, (rate, channels))
+            wave = wave.reshape(1, -1) if kind == "s16" else wave.T
+            wave = (wave * 32767).astype(np.int16) if kind[:3] == "s16" else wave.astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave), kind, layout)
+            heard.sample_rate, heard.pts = rate, second * rate
+            heard.time_base = Fraction(1, rate)
+            container.mux(track.encode(heard))
+        container.mux(video.encode(None))
+        container.mux(track.encode(None))
+    return path
+
+
+def loud_ms(path: Path) -> set[int]:
+    """The twentieths of a second, in milliseconds from the first picture, that are mostly loud."""
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        begin = float((video.start_time or 0) * video.time_base)
+        energy = dict[int, list[float]]()
+        for frame in container.decode(audio=0):
+            wave = np.abs(frame.to_ndarray().astype(np.float64)).max(0)
+            t = (
+                float(frame.pts * frame.time_base)
+                - begin
+                + np.arange(wave.size) / frame.sample_rate
+            )
+            for at in np.unique(t // 0.05):
+                energy.setdefault(int(at) * 50, []).extend(wave[t // 0.05 == at])
+    return {at for at, wave in energy.items() if np.median(wave) > 0.03}
+
+
+@pytest.mark.parametrize(
+    ("codec", "kind", "ending"),
+    [("aac", "fltp", "mp4"), ("aac", "fltp", "mkv"), ("ac3", "fltp", "mov"), ("mp2", "s16", "m4v")],
+)
+def test_joined_recordings_keep_sound_with_their_pictures(
+    tmp_path: Path, codec: str, kind: str, ending: str
+) -> None:
+    """Where a recorder's clock begins again, sound follows the pictures, copied or encoded anew:
+    what is heard from the second second of each recording on is heard there in the output."""
+    one = with_sound(tmp_path / "one.ts", codec, kind=kind, seconds=2, onset_s=1)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(one.read_bytes() * 3)
+    out = tmp_path / f"out.{ending}"
+    info, count = annotated(joined, out)
+    assert (info.duration_us, count) == (6 * SECOND, 60)
+    assert times(out) == pytest.approx([at / 10 for at in range(60)], abs=1e-3)
+    heard = loud_ms(out)
+    assert heard >= {at for at in range(0, 5900, 50) if 1050 <= at % 2000 < 1900}
+    assert not heard & {at for at in range(6000) if 100 <= at % 2000 < 900}
+
+
+def test_a_damaged_clip_is_annotated(tmp_path: Path) -> None:
+    """Frames that a decoder gives after their time, behind damage, are written in their order."""
+    noise = np.random.default_rng(1).integers(0, 255, (24, 40, 3), np.uint8)
+    noise = noise.repeat(4, 0).repeat(4, 1)
+    clip = tmp_path / "clip.mp4"
+    with av.open(str(clip), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        video.options = {"bf": "3", "g": "30", "preset": "fast"}
+        for at in range(90):
+            picture = np.roll(noise, at * 3, 1)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        container.mux(video.encode(None))
+    data = bytearray(clip.read_bytes())
+    at = len(data) * 2 // 5
+    data[at : at + 6000] = np.random.default_rng(6).bytes(6000)
+    clip.write_bytes(data)
+    info, _ = probe(str(clip))
+    with Source(str(clip), info.stream_index) as source:
+        clock = Clock(info)
+        packets = itertools.chain(source.packets(), [None])
+        decoded = [timed.t for one in packets for timed in decoded_packet(source, clock, one)]
+    assert any(after <= before for before, after in itertools.pairwise(decoded))
+    for ending in ("mp4", "mkv"):
+        _, count = annotated(clip, tmp_path / f"out.{ending}")
+        written = times(tmp_path / f"out.{ending}")
+        assert count == len(decoded) == len(written)
+        assert written == sorted(written)
+        assert written[-1] == pytest.approx(float(decoded[-1] - decoded[0]), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kind", "name"),
+    [
+        ("libopus", "s16", "opus"),
+        ("flac", "s16", "flac"),
+        ("libmp3lame", "s16p", "mp3"),
+        ("eac3", "fltp", "eac3"),
+    ],
+)
+def test_every_ending_takes_every_sound(tmp_path: Path, encoder: str, kind: str, name: str) -> None:
+    """Sound is copied where players of such a file expect it, and is AAC elsewhere."""
+    source = with_sound(tmp_path / "clip.mkv", encoder, kind=kind, layout="mono")
+    for ending in ("mp4", "m4v", "mov", "mkv"):
+        lost = list[str]()
+        annotated(source, tmp_path / f"out.{ending}", left_out=lost.append)
+        with av.open(str(tmp_path / f"out.{ending}")) as container:
+            (track,) = container.streams.audio
+            encoded = ending == "mov" and name in {"opus", "flac"}
+            assert track.codec_context.codec.canonical_name == ("aac" if encoded else name)
+            assert track.codec_context.layout.nb_channels == 1
+        assert sound(tmp_path / f"out.{ending}")[2] > 0.85
+        assert not lost
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate", "layout", "after"),
+    [
+        ("pcm_s16le", 192_000, "stereo", (96_000, 2)),
+        ("pcm_s16le", 6_000, "mono", (7_350, 1)),
+        ("pcm_mulaw", 8_000, "mono", (8_000, 1)),
+        ("pcm_s16le", 48_000, "7.1", (48_000, 8)),
+        ("pcm_s16le", 48_000, "3.0", (48_000, 3)),
+        ("pcm_s16le", 48_000, "hexadecagonal", None),
+    ],
+)
+def test_encoded_sound_has_the_nearest_rate_and_all_channels(
+    tmp_path: Path, codec: str, rate: int, layout: str, after: tuple[int, int] | None
+) -> None:
+    """A rate that AAC has not becomes the nearest; no channel is mixed away, and what has too many
+    is named as left out."""
+    ending = "mov" if codec == "pcm_mulaw" else "mkv"
+    source = with_sound(tmp_path / f"clip.{ending}", codec, rate=rate, layout=layout)
+    lost = list[str]()
+    annotated(source, tmp_path / "out.mp4", left_out=lost.append)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        found = [
+            (one.rate, one.codec_context.layout.nb_channels) for one in container.streams.audio
+        ]
+    assert found == ([] if after is None else [after])
+    assert [one[:15] for one in lost] == (["stream 1 (audio"] if after is None else [])
+
+
+@pytest.mark.parametrize("encoder", ["eac3", "aac", "mp2"])
+def test_damaged_sound_is_passed_over(tmp_path: Path, encoder: str) -> None:
+    """What does not decode is left out, and the rest of the sound is kept."""
+    kind = "s16" if encoder == "mp2" else "fltp"
+    source = with_sound(tmp_path / "clip.mkv", encoder, kind=kind, seconds=3)
+    with av.open(str(source)) as container:
+        heads = [bytes(one)[:200] for one in container.demux(audio=0) if one.size]
+    data = source.read_bytes()
+    for head in heads[20:30]:
+        data = data.replace(head, b"\xff" * len(head))
+    source.write_bytes(data)
+    for ending in ("mp4", "mkv"):
+        _, count = annotated(source, tmp_path / f"out.{ending}")
+        packets, first, last = sound(tmp_path / f"out.{ending}")
+        assert count == 30
+        assert (first < 0.1, last > 2.8, packets > 60) == (True, True, True)
+
+
+def test_a_pipe_is_no_video(tmp_path: Path) -> None:
+    """What is no regular file is refused as output, and stays what it is."""
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 1)])
+    pipe = tmp_path / "out.mp4"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="a device or a pipe"):
+        annotated(clip, pipe)
+    assert pipe.is_fifo()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def with_subtitles(clip: Path, out: Path) -> Path:
     """The clip with two tones, a line of subtitles from 1 s to 3 s, two chapters, title, date."""
     words, chapters = out.with_suffix(".srt"), out.with_suffix(".txt")
@@ -286,6 +476,12 @@ def test_long_names_are_cut_and_keep_their_confidence() -> None:
     tag = tag_picture(Tag("x" * 300, "90%", "#000000"), 20, 200)
     assert tag.width <= 200
     assert font(20).getlength("Ünïcode меч Ελλάδα") > 100
+
+
+def test_characters_that_the_font_lacks_are_known() -> None:
+    """Each once, in order; nothing invisible."""
+    assert boxed(["snow é меч", "施工 施", "🙂\u200d x\n"]) == "施工🙂"
+    assert not boxed(LABELS)
 
 
 @pytest.mark.parametrize("size", [(640, 360), (204, 360), (96, 54), (64, 36)])

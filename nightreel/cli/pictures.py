@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from fractions import Fraction
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Engine
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from storage.ledger import Job
     from storage.records import VideoInfo
 
+_NAMED = 10
+"""Missing characters that are named at most."""
 out_option = click.option(
     "-o",
     "--output",
@@ -62,7 +65,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
 ) -> int:
     """Write VIDEO with the label and confidence of the moment on every frame, and a strip of its
     scenes along the bottom. Frames keep their times; sound, chapters and such subtitles as the
-    output can hold are kept. Writes H.264 into .mp4, .mov or .mkv.
+    output can hold are kept. Writes H.264 into .mp4, .m4v, .mov or .mkv.
     """
     needs("matplotlib")
     from nightreel.interrupts import terminated_as_interrupted
@@ -93,8 +96,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
     except OSError as error:
         raise click.UsageError(f"{output} cannot be written ({error.strerror}).") from None
     say(f"{output}: {counted(frames, 'frame')}")
-    if job.notice:
-        say(f"note: {job.notice}")
+    _say_notes(job, told.labels)
     return ExitCode.OK
 
 
@@ -121,6 +123,7 @@ def sheet(video: str, output: Path, most: int, job_id: int | None, database_url:
     of the file, .jpg or .png, names the format."""
     needs("matplotlib")
     from nightreel.reports.sheet import contact_sheet
+    from storage.whole_files import whole
     from workers.footage.source import FootageError
 
     if output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
@@ -131,16 +134,30 @@ def sheet(video: str, output: Path, most: int, job_id: int | None, database_url:
     if not told.scenes:
         raise click.UsageError(f"{video}: it has no scenes; see `nightreel coverage {video}`.")
     title = f"{Path(path).name.encode('utf-8', 'backslashreplace').decode()}  -  {job.name}"
+    file, form = BytesIO(), "PNG" if output.suffix.lower() == ".png" else "JPEG"
     try:
-        contact_sheet(path, info, told, title, most=most).save(output, quality=90)
+        contact_sheet(path, info, told, title, most=most).save(file, form, quality=90)
+        with whole(output) as part:
+            part.write_bytes(file.getbuffer())
     except FootageError as error:
         raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.UsageError(f"{output} cannot be written ({error.strerror}).") from None
     say(f"{output}: {min(most, len(told.scenes))} of {counted(len(told.scenes), 'scene')}")
+    _say_notes(job, [title, *told.labels])
+    return ExitCode.OK
+
+
+def _say_notes(job: Job, drawn: Sequence[str]) -> None:
+    """The engine's notice, and which characters of what was drawn cannot be read."""
+    from nightreel.reports.lettering import boxed
+
     if job.notice:
         say(f"note: {job.notice}")
-    return ExitCode.OK
+    missing = boxed(drawn)
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        say(f"note: the font lacks {' '.join(missing[:_NAMED])}{more}: boxes are drawn for them")
 
 
 def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]:

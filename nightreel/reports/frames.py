@@ -14,6 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from storage.records import VideoInfo
+from workers.footage.index import Unwrapper
 from workers.footage.picture import Picture, orientation, tone_mapped
 from workers.footage.source import Source
 
@@ -22,8 +23,6 @@ _PQ_HLG = (16, 18)
 """ITU-T H.273 table 3: transfer characteristics of high dynamic range."""
 _BT709, _BT2020 = 1, 9
 _HD_HEIGHT = 720
-_JUMP_S = 10
-"""A step of time by which a file's clock may jump only where it is broken."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,34 +40,45 @@ class Timed:
 
 
 class Clock:
-    """Times of a video's frames: by their timestamps; by counting in a file that has none, and
-    where they jump."""
+    """Times of a video's frames, as its samples have them: by their timestamps, in running time
+    where the recorder's clock jumps; by counting in a file that has none."""
 
     def __init__(self, info: VideoInfo) -> None:
+        self.shift = Fraction(0)
+        """Seconds that jumps of the file's clock have added to it where the file is read now."""
         self._info = info
         self._each = 1 / (info.frame_rate or Fraction(25))
         sequential = info.sequential_reason is not None
         # An index of a file without timestamps counts frames: a tick is a frame.
         self._counted = sequential and info.time_base == self._each
-        self._longest = Fraction(_JUMP_S) if sequential else None
+        self._unwrapper = (
+            Unwrapper(info.container, info.time_base) if sequential and not self._counted else None
+        )
         self._latest: Fraction | None = None
+
+    def mend(self, packet: Packet[Stream]) -> None:
+        """Give a packet of pictures its timestamps in running time. For each once, in order."""
+        if self._unwrapper is None:
+            return
+        before = packet.dts
+        packet.pts, packet.dts = self._unwrapper.times(packet.pts, before, packet.duration)
+        if before is not None and packet.dts is not None:
+            self.shift = (packet.dts - before) * self._info.time_base
 
     def time_of(self, frame: VideoFrame) -> Fraction:
         """Seconds from the first frame, exact."""
-        after = Fraction(0) if self._latest is None else self._latest + self._each
-        found = after
         if frame.pts is not None and not self._counted:
             # The frame's own time base is lost where the decoder is emptied at the end.
-            found = (frame.pts - self._info.first_pts) * self._info.time_base
-            if self._latest is not None and self._longest is not None:
-                jumped = not self._latest < found <= self._latest + self._longest
-                found = after if jumped else found
-        self._latest = found
-        return found
+            self._latest = (frame.pts - self._info.first_pts) * self._info.time_base
+        else:
+            self._latest = Fraction(0) if self._latest is None else self._latest + self._each
+        return self._latest
 
 
 def decoded_packet(source: Source, clock: Clock, packet: Packet[Stream] | None) -> Iterator[Timed]:
     """The frames that come of one packet, or with None those that are still inside the decoder."""
+    if packet is not None:
+        clock.mend(packet)
     try:
         frames = source.stream.codec_context.decode(packet)
     except av.error.FFmpegError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +18,24 @@ _WHITE = (255, 255, 255, 255)
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans (Latin, Greek, Cyrillic and more), which matplotlib ships, at this size in
     pixels."""
+    return ImageFont.truetype(str(_font_file()), size)
+
+
+def boxed(texts: Iterable[str]) -> str:
+    """The characters of these texts that the font does not have, each once: boxes are drawn for
+    them."""
+    from matplotlib.ft2font import FT2Font  # noqa: PLC0415 - an extra, and slow to load
+
+    there = FT2Font(str(_font_file())).get_charmap()
+    characters = dict.fromkeys(one for text in texts for one in text)
+    return "".join(one for one in characters if ord(one) not in there and one.isprintable())
+
+
+def _font_file() -> Path:
     spec = importlib.util.find_spec("matplotlib")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("the font comes with matplotlib: pip install 'nightreel[reports]'")
-    file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(file), size)
+    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 @dataclass(frozen=True, slots=True)
