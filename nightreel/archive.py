@@ -44,6 +44,11 @@ from storage.vectors import VideoVectors
 
 __all__ = ["Archive"]
 
+_LARGEST_NUMBER = 2**63 - 1
+"""Of a row, in both databases."""
+_LONGEST_S = 1e12
+"""Microseconds are no larger numbers than databases hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Archive:
@@ -90,6 +95,8 @@ class Archive:
         """One job, or the latest. Raises `storage.ledger.NoSuchJob`."""
         if number is None:
             return ledger.latest_job(self.engine)
+        if not 0 < number <= _LARGEST_NUMBER:
+            raise ledger.NoSuchJob(f"there is no job {number}: `jobs()` lists those there are")
         return ledger.get_job(self.engine, number)
 
     def labels(self, job: int | None = None) -> list[Label]:
@@ -168,7 +175,7 @@ class Archive:
     ) -> list[Cut]:
         """The label's best moments as cuts, the surest first, none below this confidence.
 
-        Raises `storage.occurrences.NoSuchLabel`.
+        Raises `storage.occurrences.NoSuchLabel`, also for `unknown`, which has no confidence.
         """
         pad_us = _microseconds("pad_s", pad_s)
         return highlights.highlights(
@@ -177,7 +184,7 @@ class Archive:
 
     def search(
         self,
-        query: str | npt.NDArray[np.floating],
+        query: str | npt.ArrayLike,
         *,
         top: int = 20,
         apart_s: float = 5.0,
@@ -194,21 +201,33 @@ class Archive:
                 raise KeyError(f"{query!r} was never asked: run `nightreel search` with it once")
             vector = known
         else:
-            length = float(np.linalg.norm(query))
+            given = np.asarray(query, dtype=np.float64)
+            length = float(np.linalg.norm(given))
             if not 0 < length < math.inf:
                 raise ValueError(f"a vector of length {length} has no direction to search in")
-            vector = np.asarray(query / length, dtype=np.float32)
+            vector = (given / length).astype(np.float32)
         stored = self.vectors(job)
         return nearest.search(stored, vector, top=top, apart_us=apart_us)
 
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
-        """The rows of one SELECT as dictionaries; `:name` in it stands for a parameter.
+        """The rows of one SELECT as dictionaries; `:name` in it stands for a parameter, also
+        within a text, where `\\:` is a colon.
 
         Raises sqlalchemy.exc.DBAPIError for all else: other statements, several at once, and
-        whatever would change a database or make a file.
+        whatever would change a database or make a file; ValueError for an empty text, and where
+        two columns have one name.
         """
-        with database.reading(self.engine) as connection, _only_selecting(connection) as bound:
-            return [dict(row) for row in bound.execute(text(sql), parameters).mappings()]
+        if not sql.strip():
+            raise ValueError("an empty query: give one SELECT")
+        with (
+            database.reading(self.engine) as connection,
+            _only_selecting(connection) as bound,
+            bound.execute(text(sql), parameters) as found,
+        ):
+            names = list(found.keys())
+            if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                raise ValueError(f"several columns are called {twice[0]!r}: name them apart by AS")
+            return [dict(row) for row in found.mappings()]
 
 
 @contextmanager
@@ -240,6 +259,6 @@ def _authorized(action: int, *_: object) -> int:
 
 
 def _microseconds(name: str, seconds: float) -> int:
-    if not 0 <= seconds < math.inf:
+    if not 0 <= seconds < _LONGEST_S:
         raise ValueError(f"{name}={seconds}: give seconds, 0 or more")
     return round(seconds * 1e6)

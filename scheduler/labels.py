@@ -12,6 +12,7 @@ from typing import NoReturn
 import yaml
 
 from storage.records import Fit, Label, LabelSet
+from storage.scenes import UNKNOWN_NAME
 from workers.calls import prompts_of
 
 SEASONS = ("Winter Season", "Autumn Season", "Spring Season", "Summer Season", "something else")
@@ -40,15 +41,7 @@ def label_set_of(texts: Sequence[str], name: str = "labels") -> LabelSet:
     for label in labels:
         if not label.name:
             raise LabelsError("an empty label: give each --label a text")
-        if not label.name.isprintable():
-            raise LabelsError(
-                f"the label {label.name!a}: give a text of printable characters on one line"
-            )
-        if len(label.name) > LONGEST_PROMPT:
-            raise LabelsError(
-                f"the label {label.name[:40]!r}... has {len(label.name)} characters: "
-                "CLIP reads 77 tokens, about as many words; write a shorter one"
-            )
+        check_text(label.name, "label")
     _check_together(labels, "labels", lambda _: "")
     return LabelSet(name, tuple(labels))
 
@@ -73,6 +66,30 @@ def picture_loader(size: int, fit: Fit) -> LoadPicture:
     return lambda data: encode_jpeg(load_picture(data, size, fit))
 
 
+def check_text(text: str, what: str) -> None:
+    """Refuse a text that no model need be asked for: not printable, or far too long. Raises
+    LabelsError, which calls it `what`."""
+    if not text.isprintable():
+        raise LabelsError(
+            f"the {what} {_shown(text)}: give a text of printable characters on one line"
+        )
+    if len(text) > LONGEST_PROMPT:
+        raise LabelsError(
+            f"the {what} {_shown(text)} has {len(text)} characters: "
+            "CLIP reads 77 tokens, about as many words; write a shorter one"
+        )
+
+
+def check_name(name: str, where: str) -> None:
+    """Refuse a label that every answer would confuse with time in which no label leads. Raises
+    LabelsError, which begins with `where`."""
+    if name.casefold() == UNKNOWN_NAME:
+        raise LabelsError(
+            f"{where}: the label {name!r} would be taken for time in which no label leads, which "
+            "answers call so: rename it"
+        )
+
+
 def may_not_fit(labels: LabelSet) -> tuple[str, ...]:
     """Return the prompts that could be more than CLIP reads, each once: usual ones never are."""
     return tuple(p for p in prompts_of(labels) if _cleaned_bytes(p) > SURELY_FITS_BYTES)
@@ -92,6 +109,20 @@ def check_fit(
         name = next(label.name for label in labels.labels if text in label.prompts)
         prompt = f", prompt {_shown(text)}" if text != name else ""
         raise LabelsError(f"the label {_shown(name)}{prompt}: {why}; write a shorter one")
+
+
+def check_examples(labels: LabelSet, only_compares: Callable[[], bool]) -> None:
+    """Refuse example pictures for an API that embeds none, before anything is recorded.
+
+    `only_compares` is asked only where there are any (`ApiClient.only_compares`). Raises
+    LabelsError that names the label, and whatever `only_compares` raises.
+    """
+    name = next((label.name for label in labels.labels if label.examples), None)
+    if name is not None and only_compares():
+        raise LabelsError(
+            f"the label {_shown(name)}: this API compares prompts only and cannot use example "
+            "pictures; give prompts, or an API with /clip/embed_image"
+        )
 
 
 def check_flags(labels: LabelSet, top_n: int) -> None:
@@ -281,6 +312,8 @@ def _check_together(labels: Sequence[Label], where: str, line: Callable[[str], s
     if len(names) != len(set(names)):
         twice = next(name for name in names if names.count(name) > 1)
         raise LabelsError(f"{where}: the label {twice!r} stands twice: rename one")
+    for name in names:
+        check_name(name, f"{where}{line(name)}")
     if not 2 <= len(labels) <= MOST_LABELS:
         raise LabelsError(
             f"{where}: {len(labels)} label(s): a frame is compared among 2 to {MOST_LABELS} "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, exists, func, or_, select
 
 from storage.database import reading
 from storage.records import Gap, GapKind, TaskState, VideoState
-from storage.schema import gaps, job_videos, tasks
+from storage.schema import files, gaps, job_videos, jobs, probes, still_open, tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,48 @@ class VideoCoverage:
     def gap_us(self) -> int:
         """Microseconds that were given up."""
         return sum(gap.end_us - gap.start_us for gap in self.gaps)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """How far a job knows its own videos: what is not listed yet has no coverage, no scene and no
+    flag, and is no less unseen."""
+
+    job_state: str
+    finished: bool
+    """Whether the job has all its videos. It gets no more then, unless it is asked for again."""
+    unread: int
+    """Files that the job was given and has not read: to be read yet, or given up before they
+    were."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every file of the job is one of its videos."""
+        return self.finished and not self.unread
+
+
+def listing(engine: Engine, job_id: int) -> Listing:
+    """How far the job, which must be one, knows its videos.
+
+    Ask this before anything about the videos: what is complete stays complete, and a video that is
+    added after the question would be missed the other way round.
+    """
+    in_job = exists().where(
+        files.c.path_sha256 == probes.c.path_sha256,
+        job_videos.c.video_id == files.c.video_id,
+        job_videos.c.job_id == job_id,
+    )
+    given_up = probes.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
+    unread = (
+        select(func.count())
+        .select_from(probes)
+        .where(probes.c.job_id == job_id, or_(still_open(probes), given_up & ~in_job))
+    )
+    with reading(engine) as connection:
+        job = connection.execute(
+            select(jobs.c.state, jobs.c.planning_finished).where(jobs.c.id == job_id)
+        ).one()
+        return Listing(job.state, job.planning_finished, connection.scalars(unread).one())
 
 
 def coverage(engine: Engine, job_id: int, video: int | None = None) -> list[VideoCoverage]:

@@ -219,6 +219,12 @@ def _explained(engine: Engine) -> Iterator[None]:
                 f"{shown_url(engine)} is another kind of file: "
                 "name a new file or a database of nightreel in NIGHTREEL_DATABASE_URL"
             ) from error
+        if getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_DIRECTORY:
+            folder = os.path.dirname(os.path.abspath(str(engine.url.database)))
+            raise DatabaseUnavailable(
+                f"database {shown_url(engine)} cannot be used: SQLite writes beside its file even "
+                f"to read it, and this user may not in {folder}: give the right to, or read a copy"
+            ) from error
         if _passing(error):
             raise DatabaseUnavailable(
                 f"database {shown_url(engine)} cannot be used: {cause}; "

@@ -1,11 +1,25 @@
-"""What SQLite and PostgreSQL say differently: the clock, upserts, a lock, the text they take."""
+"""What SQLite and PostgreSQL say differently: the clock, upserts, a lock, lists of numbers, the
+text they take."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Dialect, Table, Text, TypeDecorator, func, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Table,
+    Text,
+    TypeDecorator,
+    any_,
+    func,
+    literal,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -79,6 +93,18 @@ def upsert(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any
         else statement.on_conflict_do_nothing(index_elements=key),
         rows,
     )
+
+
+def among(
+    connection: Connection, column: ColumnElement[int], numbers: Iterable[int]
+) -> ColumnElement[bool]:
+    """Condition that the column holds one of the numbers: one parameter, however many they are,
+    where a plain IN would have one each and a statement takes 65,535 (PostgreSQL)."""
+    listed = sorted(set(numbers))
+    if connection.dialect.name == "postgresql":
+        return column == any_(literal(listed, postgresql.ARRAY(BigInteger)))
+    values = func.json_each(json.dumps(listed)).table_valued("value")
+    return column.in_(select(values.c.value))
 
 
 def lock_ledger(connection: Connection) -> None:

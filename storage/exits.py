@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command line or a file it names is wrong; nothing was started."""
     INCOMPLETE = 3
-    """Finished, but some video is partial, rejected or failed."""
+    """Some video is partial, rejected, failed, or still to be analysed."""
     FLAGGED = 4
     """Asked for flags, and some are raised."""
     QUEUE = 10
@@ -32,7 +32,7 @@ MEANINGS = {
     ExitCode.OK: "all that was asked is done",
     ExitCode.UNEXPECTED: "unexpected fault of the program",
     ExitCode.USAGE: "wrong usage; nothing was started",
-    ExitCode.INCOMPLETE: "finished, but something is partial, rejected or failed",
+    ExitCode.INCOMPLETE: "something is partial, rejected, failed, or still to be analysed",
     ExitCode.FLAGGED: "flags are raised (`nightreel flags` alone)",
     ExitCode.QUEUE: "queue unreachable or refusing",
     ExitCode.DATABASE: "database unreachable or refusing",

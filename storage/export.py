@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from sqlalchemy import Engine, column, select, table
 
 from storage.database import reading
+from storage.dialect import among
 from storage.labels import labels_in
 from storage.ledger import Job
+from storage.whole_files import whole
 
 if TYPE_CHECKING:
     import pyarrow
@@ -92,7 +92,7 @@ def export_rows(
     out: TextIO,
     form: Format,
     *,
-    video_ids: Sequence[int] | None = None,
+    video_ids: Collection[int] | None = None,
 ) -> int:
     """Write the job's rows, or those of some videos, as CSV or JSON Lines; return their number."""
     names = list(_COLUMNS[kind])
@@ -119,22 +119,23 @@ def export_file(
     path: Path,
     form: Format,
     *,
-    video_ids: Sequence[int] | None = None,
+    video_ids: Collection[int] | None = None,
 ) -> int:
     """Write the job's rows, or those of some videos, into a file; return their number.
 
-    The file appears under its name once it is complete. Raises OSError. A Parquet file carries
-    `about` in its metadata, under the key `nightreel`.
+    The file appears under its name once it is complete; a device or a pipe is written into. Raises
+    OSError. A Parquet file carries `about` in its metadata, under the key `nightreel`.
     """
-    with _completed(path) as part:
+    with whole(path) as part:
         if form is not Format.PARQUET:
             with part.open("w", encoding="utf-8", newline="") as out:
                 return export_rows(engine, job.id, kind, out, form, video_ids=video_ids)
-        return _parquet(engine, job, kind, part, video_ids)
+        with part.open("wb") as sink:
+            return _parquet(engine, job, kind, sink, video_ids)
 
 
 def _parts(
-    engine: Engine, job_id: int, kind: Kind, video_ids: Sequence[int] | None
+    engine: Engine, job_id: int, kind: Kind, video_ids: Collection[int] | None
 ) -> Iterator[list[tuple[Any, ...]]]:
     view = table(_VIEWS[kind], *(column(name) for name in _COLUMNS[kind]))
     query = (
@@ -142,9 +143,9 @@ def _parts(
         .where(view.c.job_id == job_id)
         .order_by(*(view.c[name] for name in _ORDER[kind]))
     )
-    if video_ids is not None:
-        query = query.where(view.c.video_id.in_(video_ids))
     with reading(engine) as connection:
+        if video_ids is not None:
+            query = query.where(among(connection, view.c.video_id, video_ids))
         options = {"yield_per": _ROWS_AT_ONCE}
         with connection.execute(query, execution_options=options) as found:
             for rows in found.partitions():
@@ -152,7 +153,7 @@ def _parts(
 
 
 def _parquet(
-    engine: Engine, job: Job, kind: Kind, path: Path, video_ids: Sequence[int] | None
+    engine: Engine, job: Job, kind: Kind, sink: IO[bytes], video_ids: Collection[int] | None
 ) -> int:
     import pyarrow  # noqa: PLC0415 - an extra, and slow to load
     import pyarrow.parquet  # noqa: PLC0415
@@ -163,7 +164,7 @@ def _parquet(
         metadata={"nightreel": json.dumps(about(engine, job), ensure_ascii=False)},
     )
     count = 0
-    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pyarrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
         for rows in _parts(engine, job.id, kind, video_ids):
             count += len(rows)
             writer.write_table(_arrow(rows, schema))
@@ -204,14 +205,3 @@ def about(engine: Engine, job: Job) -> dict[str, Any]:
             for label in labels
         ],
     }
-
-
-@contextmanager
-def _completed(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place at the end, or goes away where writing fails."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

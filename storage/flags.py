@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy import Engine, select
 
 from storage.columns import SampleColumns, columns_in
 from storage.database import reading
+from storage.dialect import among
 from storage.labels import labels_in
 from storage.records import Label
 from storage.schema import flags
@@ -38,15 +39,15 @@ class FlaggedRange:
 
 
 def flagged(
-    engine: Engine, job_id: int, video_ids: Sequence[int] | None = None
+    engine: Engine, job_id: int, video_ids: Collection[int] | None = None
 ) -> list[FlaggedRange]:
     """What the job's closed videos raise, or some of them: the worst first, which is the highest
     peak, then the longest."""
     query = select(flags.c.video_id).distinct().where(flags.c.job_id == job_id)
-    if video_ids is not None:
-        query = query.where(flags.c.video_id.in_(video_ids))
     found: list[FlaggedRange] = []
     with reading(engine) as connection:
+        if video_ids is not None:
+            query = query.where(among(connection, flags.c.video_id, video_ids))
         labels = labels_in(connection, job_id)
         for video_id in connection.scalars(query).all():
             found += _ranges(video_id, columns_in(connection, job_id, video_id), labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,7 +10,8 @@ from sqlalchemy import Engine, select
 
 from storage.columns import Floats, SampleColumns, columns_in
 from storage.database import reading
-from storage.occurrences import label_named
+from storage.dialect import among
+from storage.occurrences import NoSuchLabel, label_named
 from storage.scenes import UNKNOWN
 from storage.schema import job_videos, predictions
 
@@ -44,20 +45,27 @@ def highlights(
     top: int = 10,
     pad_us: int = 0,
     least: float = LEAST,
-    video_ids: Sequence[int] | None = None,
+    video_ids: Collection[int] | None = None,
 ) -> list[Cut]:
     """The label's best cuts in the job's videos, or in some of them: the highest peak first, and of
     equal peaks the one with the higher mean. Peaks below a confidence of `least` are left out.
 
     Each is widened by `pad_us` on both sides, within its video; cuts that then touch are one.
-    Raises NoSuchLabel, and ValueError for a negative `pad_us`.
+    Raises NoSuchLabel, also for `unknown`, and ValueError for numbers without sense.
     """
+    if top < 1:
+        raise ValueError(f"top={top}: ask for one cut or more")
     if pad_us < 0:
         raise ValueError(f"pad_us={pad_us}: cuts are widened, so give 0 or more")
+    if not 0 <= least <= 1:
+        raise ValueError(f"least={least}: a confidence is from 0 to 1")
     with reading(engine) as connection:
         position, _ = label_named(connection, job_id, label)
         if position == UNKNOWN:
-            return []
+            raise NoSuchLabel(
+                "`unknown` is where no label leads: it has scenes (`nightreel find unknown`), but "
+                "no confidence of its own and so no peaks"
+            )
         # A video that has the label in no sample's best has no peak of it.
         asked = select(predictions.c.video_id).where(
             predictions.c.job_id == job_id, predictions.c.label == position
@@ -66,7 +74,7 @@ def highlights(
             job_videos.c.job_id == job_id, job_videos.c.video_id.in_(asked)
         )
         if video_ids is not None:
-            videos = videos.where(job_videos.c.video_id.in_(video_ids))
+            videos = videos.where(among(connection, job_videos.c.video_id, video_ids))
         found: list[Cut] = []
         for video_id, duration_us in connection.execute(videos).all():
             samples = columns_in(connection, job_id, video_id)

@@ -22,7 +22,6 @@ from sqlalchemy import (
     exists,
     func,
     literal,
-    or_,
     select,
 )
 
@@ -50,7 +49,7 @@ from storage.schema import (
     usage,
     videos,
 )
-from storage.summaries import NoSuchVideo
+from storage.summaries import NoSuchVideo, videos_named
 
 SAMPLES_AT_ONCE = 50_000
 """Samples that one transaction of a large job deletes; other writers wait no longer than for
@@ -93,7 +92,7 @@ class Loss:
 def job_loss(engine: Engine, job_id: int, *, with_embeddings: bool = False) -> Loss:
     """What `purge_job` would delete. Raises NoSuchJob, CannotPurge."""
     with reading(engine) as connection:
-        _closed_job(connection, job_id)
+        _idle_job(connection, job_id)
         counted = Counter({table.name: _count(connection, table, job_id) for table in _OF_JOB})
         counted["jobs"] = 1
         gone = _spare_embeddings(job_id) if with_embeddings else None
@@ -139,7 +138,12 @@ def _calls_of_job(connection: Connection, job_id: int, gone: ColumnElement[bool]
         .where(samples.c.job_id == job_id, samples.c.reused_from.is_(None), ~embedded)
         .group_by(jobs.c.fit)
     )
-    return sum(count * Fit(fit).squares for count, fit in connection.execute(sent))
+    return sum(count * _squares(fit) for count, fit in connection.execute(sent))
+
+
+def _squares(fit: str) -> int:
+    """Squares that are sent of a frame: one at least, where a later release knows another fit."""
+    return Fit(fit).squares if fit in set(Fit) else 1
 
 
 def purge_job(engine: Engine, job_id: int, *, with_embeddings: bool = False) -> Mapping[str, int]:
@@ -151,17 +155,17 @@ def purge_job(engine: Engine, job_id: int, *, with_embeddings: bool = False) -> 
     """
     deleted: Counter[str] = Counter()
     with reading(engine) as connection:
-        _closed_job(connection, job_id)
+        _idle_job(connection, job_id)
         batches = list(_batches(connection, job_id))
     for video_ids in batches:
         with writing(engine) as connection:
-            _closed_job(connection, job_id, lock=True)
+            _idle_job(connection, job_id, lock=True)
             if with_embeddings:
                 mine = _spare_embeddings(job_id) & embeddings.c.video_id.in_(video_ids)
                 deleted["embeddings"] += _delete(connection, embeddings, mine)
             deleted += _delete_videos(connection, job_id, video_ids)
     with writing(engine) as connection:
-        _closed_job(connection, job_id, lock=True)
+        _idle_job(connection, job_id, lock=True)
         for table in _OF_JOB:
             deleted[table.name] += _delete(connection, table, table.c.job_id == job_id)
         label_set_id = _lonely_label_set(connection, job_id)
@@ -176,13 +180,20 @@ def purge_job(engine: Engine, job_id: int, *, with_embeddings: bool = False) -> 
     return +deleted
 
 
-def _closed_job(connection: Connection, job_id: int, *, lock: bool = False) -> None:
-    query = select(jobs.c.state).where(jobs.c.id == job_id)
-    state = connection.scalar(query.with_for_update() if lock else query)
-    if state is None:
+def _idle_job(connection: Connection, job_id: int, *, lock: bool = False) -> None:
+    query = select(jobs.c.state, jobs.c.planning_finished).where(jobs.c.id == job_id)
+    job = connection.execute(query.with_for_update() if lock else query).first()
+    if job is None:
         raise NoSuchJob(f"there is no job {job_id}: `nightreel jobs` lists those there are")
-    if state != JobState.CLOSED:
-        raise CannotPurge(f"job {job_id} is {state}: end it first with `nightreel cancel {job_id}`")
+    # Of one that was cancelled, videos may stay open that no release at hand can close.
+    works = not job.planning_finished or any(
+        connection.scalar(select(exists().where(still_open(table), table.c.job_id == job_id)))
+        for table in (tasks, probes)
+    )
+    if job.state != JobState.CLOSED and works:
+        raise CannotPurge(
+            f"job {job_id} is {job.state}: end it first with `nightreel cancel {job_id}`"
+        )
 
 
 def _batches(connection: Connection, job_id: int) -> Iterator[list[int]]:
@@ -214,6 +225,12 @@ def _delete_videos(connection: Connection, job_id: int, video_ids: Iterable[int]
     """Delete the rows of these videos in the job."""
     deleted: Counter[str] = Counter()
     chosen = list(video_ids)
+    # Whoever is about to close one waits, and finds nothing to close.
+    connection.execute(
+        select(job_videos.c.video_id)
+        .where(job_videos.c.job_id == job_id, job_videos.c.video_id.in_(chosen))
+        .with_for_update()
+    )
     their_tasks = select(tasks.c.id).where(tasks.c.job_id == job_id, tasks.c.video_id.in_(chosen))
     deleted["usage"] += _delete(
         connection, usage, (usage.c.job_id == job_id) & usage.c.task_id.in_(their_tasks)
@@ -280,26 +297,16 @@ def find_video(engine: Engine, text: str) -> KnownVideo:
     some folders and a file name), or by content id. Raises NoSuchVideo where that is none or
     several.
     """
-    given, full = (shown_path(os.fsencode(one)) for one in (text, os.path.abspath(text)))
-    ending = f"/{os.path.normpath(given)}"
-    tail = func.substr(files.c.path, func.length(files.c.path) - len(ending) + 1)
-    exact = or_(files.c.path.in_([given, full]), videos.c.content_id == given)
+    given = shown_path(os.fsencode(text))
     with reading(engine) as connection:
-        for named in (exact, tail == ending):
-            found = connection.scalars(
-                select(videos.c.id)
-                .distinct()
-                .outerjoin(files, files.c.video_id == videos.c.id)
-                .where(named)
-                .order_by(videos.c.id)
-            ).all()
-            if len(found) == 1:
-                return _known(connection, found[0])
-            if found:
-                places = connection.scalars(
-                    select(files.c.path).where(files.c.video_id.in_(found)).limit(5)
-                )
-                raise NoSuchVideo(f"{given!r} names {len(found)} videos: {', '.join(places)}")
+        found = videos_named(connection, text)
+        if len(found) == 1:
+            return _known(connection, found[0])
+        if found:
+            places = connection.scalars(
+                select(files.c.path).where(files.c.video_id.in_(found[:5])).limit(5)
+            )
+            raise NoSuchVideo(f"{given!r} names {len(found)} videos: {', '.join(places)}")
     raise NoSuchVideo(
         f"no job has a video {given!r}: give a path, a file name, or a content id; "
         "`./7` names a file where `7` names a job"
@@ -351,7 +358,7 @@ def video_loss(engine: Engine, video_id: int) -> Loss:
             )
             .group_by(*(jobs.c[name] for name in _SHARED_BY))
         )
-        calls = sum(count * Fit(fit).squares for count, fit in sent)
+        calls = sum(count * _squares(fit) for count, fit in sent)
     return Loss(+counted, counted["samples"], calls)
 
 

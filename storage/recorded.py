@@ -12,7 +12,12 @@ _UNSET = frozenset({date(1970, 1, 1), date(1980, 1, 1), date(2000, 1, 1)})
 """Where cameras' clocks start that were never set."""
 
 _WRITTEN = re.compile(r"(\d{4})-(\d{2})-(\d{2})")
-_IN_NAME = re.compile(r"(?<!\d)(\d{4})([-_. ]?)(\d{2})\2(\d{2})(?!\d)")
+_IN_NAME = re.compile(
+    # The separator may stand after the year alone (2024_0701),
+    r"(?<!\d)(\d{4})([-_. ]?)(\d{2})\2?(\d{2})"
+    # and the time of day may follow at once (20240701123456).
+    r"(?:(?:[01]\d|2[0-3])[0-5]\d[0-5]\d)?(?!\d)"
+)
 
 
 class DateSource(StrEnum):

@@ -35,8 +35,10 @@ def search(
 
     Of a video's samples less than `apart_us` apart only the best counts. A video's vectors come one
     after another, as `storage.vectors` gives them; each is read once. ValueError where the query
-    is of another dimension.
+    is of another dimension, or `top` below 1.
     """
+    if top < 1:
+        raise ValueError(f"top={top}: ask for one moment or more")
     best: list[tuple[float, int, int]] = []
     with ahead(stored) as videos:
         for video_id, of_video in groupby(videos, key=lambda one: one.video_id):

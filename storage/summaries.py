@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Engine, func, or_, select
 
 from storage.coverage import coverage
 from storage.database import reading
+from storage.dialect import among
 from storage.records import Scene, VideoState, shown_path
 from storage.scenes import scenes
 from storage.schema import files, flags, job_videos, jobs, labels, videos
@@ -177,41 +178,52 @@ def _flags(engine: Engine, job_id: int, video: int | None) -> defaultdict[int, l
 
 
 def find_videos(engine: Engine, job_id: int, text: str) -> list[int]:
-    """The job's videos that the text names: by full path, by the path's end (a file name, or some
-    folders and a file name), by number, or by content id; in order of number.
+    """The job's videos that the text names (`videos_named`), in order of number.
 
     Raises NoSuchVideo where it names none.
     """
-    path = shown_path(os.fsencode(text))
-    ending = f"/{path}"
-    tail = func.substr(files.c.path, func.length(files.c.path) - len(ending) + 1)
-    named = [files.c.path == path, tail == ending, videos.c.content_id == path]
-    if text.isascii() and text.isdigit() and len(text) < 19:
-        named.append(videos.c.id == int(text))
+    in_job = videos.c.id.in_(select(job_videos.c.video_id).where(job_videos.c.job_id == job_id))
     with reading(engine) as connection:
+        found = videos_named(connection, text, in_job)
+    if not found:
+        raise NoSuchVideo(
+            f"job {job_id} has no video {shown_path(os.fsencode(text))!r}: "
+            "give a path, a file name, or a number as `nightreel summary` shows them"
+        )
+    return found
+
+
+def videos_named(connection: Connection, text: str, *among_those: ColumnElement[bool]) -> list[int]:
+    """The videos that the text names, of those that the conditions on `videos` leave, in order of
+    number: by path as a shell completes it, or by content id; else by the path's end (a file name,
+    or some folders and a file name), or by number."""
+    given, full = (shown_path(os.fsencode(one)) for one in (text, os.path.abspath(text)))
+    ending = f"/{os.path.normpath(given)}"
+    tail = func.substr(files.c.path, func.length(files.c.path) - len(ending) + 1)
+    exactly = or_(files.c.path.in_([given, full]), videos.c.content_id == given)
+    loosely = tail == ending
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        loosely |= videos.c.id == int(text)
+    for named in (exactly, loosely):
         found = connection.scalars(
             select(videos.c.id)
             .distinct()
-            .join(job_videos, job_videos.c.video_id == videos.c.id)
             .outerjoin(files, files.c.video_id == videos.c.id)
-            .where(job_videos.c.job_id == job_id, or_(*named))
+            .where(named, *among_those)
             .order_by(videos.c.id)
         ).all()
-    if not found:
-        raise NoSuchVideo(
-            f"job {job_id} has no video {path!r}: "
-            "give a path, a file name, or a number as `nightreel summary` shows them"
-        )
-    return list(found)
+        if found:
+            return list(found)
+    return []
 
 
-def known_places(engine: Engine, video_ids: Sequence[int]) -> dict[int, str]:
+def known_places(engine: Engine, video_ids: Iterable[int]) -> dict[int, str]:
     """Where each of these videos was seen last, of whichever job; without those that no file
     holds."""
     with reading(engine) as connection:
         rows = connection.execute(
             select(files.c.video_id, files.c.path)
-            .where(files.c.video_id.in_(video_ids))
+            .where(among(connection, files.c.video_id, video_ids))
             .order_by(files.c.seen_ms, files.c.id)
         ).all()
     return {row.video_id: row.path for row in rows}

@@ -138,6 +138,8 @@ def test_labels_picked_from_the_archive_need_no_api(morning: Morning) -> None:
     [
         (("relabel", "1"), 2, "one of --label, --labels and --like"),
         (("relabel", "9", "--label", "a", "--label", "b"), 2, "no job 9"),
+        (("relabel", "9" * 20, "--label", "a", "--label", "b"), 2, "is not in the range"),
+        (("relabel", "1", "--label", "a", "--label", "unknown"), 2, "would be taken for"),
         (("relabel", "1", "--like", "a=one.mp4@1s"), 2, "gives one label"),
         (("relabel", "1", "--like", "one.mp4"), 2, "write VIDEO@TIME"),
         (("relabel", "1", "--like", "=one.mp4@1s"), 2, "NAME=VIDEO@TIME"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -9,14 +10,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click import UsageError
+from click.testing import CliRunner
+from contract_server import contract_server
 from embedded import LOST, asked, directions, done, pictures
-from rows import RANGE, SEASONS, SECOND, add_video, claimed, planned, sample, spec, vectors_of
+from rows import (
+    RANGE,
+    SEASONS,
+    SECOND,
+    add_video,
+    claimed,
+    file,
+    planned,
+    sample,
+    spec,
+    vectors_of,
+)
 from sqlalchemy import Engine, update
 
+from nightreel.cli import cli, run_command
 from nightreel.cli.likes import labels_like
+from scheduler.labels import LabelsError
 from storage import ledger, results, vectors
 from storage.columns import SampleColumns
 from storage.database import reading, writing
+from storage.export import Format, Kind, export_rows
 from storage.flags import flagged
 from storage.highlights import highlights
 from storage.occurrences import NoSuchLabel, occurrences
@@ -33,7 +50,7 @@ from storage.scenes import scenes_of
 from storage.schema import videos
 from storage.scoring import Single
 from storage.search import search
-from storage.summaries import find_videos
+from storage.summaries import find_videos, known_places
 from storage.totals import Period, totals
 
 LETTERS = "swf"
@@ -57,6 +74,19 @@ def told(engine: Engine, *texts: str, confidence: float = 0.95) -> tuple[int, li
             assert results.commit(engine, task_id, claim.fence, result)
     ledger.close_finished(engine)
     return job.job_id, job.video_ids
+
+
+# -- summary
+
+
+def test_only_videos_with_copies_show_some(engine: Engine, database_url: str) -> None:
+    """A table counts the copies of a video that has any, and stays empty for the others."""
+    told(engine, "ssss", "ssss")
+    ledger.register_file(engine, file("again"), "content-v0")
+    shown = CliRunner().invoke(cli, ["summary", "--db", database_url]).stdout
+    assert "Copies" in shown
+    assert shown.count("+1") == 1
+    assert "+0" not in shown
 
 
 # -- find
@@ -193,6 +223,14 @@ def test_weak_peaks_are_no_highlights(engine: Engine, database_url: str) -> None
     assert "no peak reaches a confidence of 0.95: its highest is 0.90" in said
 
 
+def test_time_without_a_label_has_no_highlights(engine: Engine, database_url: str) -> None:
+    """`unknown` has scenes and no confidence of its own, so nothing is said of its peaks."""
+    curve(engine, 0.5, 0.5, 0.5, 0.5)
+    assert len(asked(database_url, "find", "unknown")[1]) == 1
+    with pytest.raises(NoSuchLabel, match="`unknown` is where no label leads"):
+        asked(database_url, "highlights", "--label", "Unknown")
+
+
 def test_padded_highlights_that_touch_are_one(engine: Engine) -> None:
     """Padding stays within the video; merged cuts keep the higher peak."""
     job = curve(engine, 0.8, 0.1, 0.1, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.7)
@@ -225,6 +263,11 @@ def test_no_highlight_reaches_over_a_gap(engine: Engine, database_url: str) -> N
         (None, "/a/2020-01-02/x.mp4", 86_400 * 365, ("1971-01-01", "modification time")),
         (None, "/a/20201399.mp4", 86_400, ("1970-01-02", "modification time")),
         (None, "/a/12020010203.mp4", 86_400, ("1970-01-02", "modification time")),
+        (None, "/a/20240701123456.mp4", 1, ("2024-07-01", "file name")),
+        (None, "/a/VID20240701235959.mp4", 1, ("2024-07-01", "file name")),
+        (None, "/a/2024_0701_123456_001.MP4", 1, ("2024-07-01", "file name")),
+        (None, "/a/20240701126060.mp4", 86_400, ("1970-01-02", "modification time")),
+        (None, "/a/202407_01.mp4", 86_400, ("1970-01-02", "modification time")),
         (None, "/a/unread.mp4", -1, None),
     ],
 )
@@ -283,6 +326,23 @@ def test_totals_by_month(engine: Engine, database_url: str, tmp_path: Path) -> N
     }  # fmt: skip
     svg = plot.read_text()
     assert all(text in svg for text in ("2024-01", "winter", "100%"))
+
+
+# -- many videos
+
+
+def test_questions_about_very_many_videos_are_answered(engine: Engine) -> None:
+    """More videos than a statement takes parameters are asked about as few are."""
+    job, _ = told(engine, "ssffww", "ssss")
+    many = range(70_000)
+    assert flagged(engine, job, many) == flagged(engine, job) != []
+    assert highlights(engine, job, "winter", video_ids=many) == highlights(engine, job, "winter")
+    assert sorted(known_places(engine, [*many, *many]).values()) == [
+        "/archive/v0.mp4", "/archive/v1.mp4",
+    ]  # fmt: skip
+    assert known_places(engine, []) == {}
+    out = io.StringIO()
+    assert export_rows(engine, job, Kind.SAMPLES, out, Format.CSV, video_ids=many) == 10
 
 
 # -- search
@@ -362,6 +422,50 @@ def test_a_remembered_text_needs_no_api(engine: Engine, database_url: str) -> No
     assert rows[0]["score"] == pytest.approx(best, abs=1e-5)
 
 
+def test_a_search_in_what_is_not_worked_on_yet_says_so(engine: Engine, database_url: str) -> None:
+    """Nothing is blamed on the API before any frame is analysed."""
+    planned(engine, 8)
+    vectors.remember_text(engine, "clip/1", "a goal", directions(1, 5)[0])
+    code, rows, said = asked(database_url, "search", "a goal")
+    assert (code, rows) == (3, [])
+    assert "no frame of job 1 is analysed yet; see `nightreel status 1`" in said
+    assert "only compares" not in said
+
+
+def test_a_moment_of_a_replaced_video_is_named_by_its_number(
+    engine: Engine, database_url: str
+) -> None:
+    """A hit whose file holds another video by now is no hit without a name."""
+    job = planned(engine, 4)
+    done(engine, job.job_id, directions(3, 2))
+    ledger.register_file(engine, file("v0"), "other content")
+    vectors.remember_text(engine, "clip/1", "a goal", directions(1, 5)[0])
+    _, rows, _ = asked(database_url, "search", "a goal", "--top", "1")
+    assert [row["video"] for row in rows] == ["(video 1, replaced)"]
+
+
+@pytest.mark.parametrize("text", ["\udcff", "two\nlines", "long " * 201])
+def test_a_text_that_is_none_is_a_mistake(engine: Engine, database_url: str, text: str) -> None:
+    """No API is asked for it, nor blamed."""
+    done(engine, planned(engine, 4).job_id, directions(3, 2))
+    with pytest.raises(LabelsError, match="the text '"):
+        asked(database_url, "search", text)
+
+
+def test_a_text_that_the_model_does_not_take_is_a_mistake(
+    engine: Engine, database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The API is there and answers other texts: the text is to be changed, and the code says so."""
+    done(engine, planned(engine, 4).job_id, directions(3, 2))
+    with contract_server(info={"model": "clip/1", "input_size": 64}, longest_text=77) as api:
+        for words in (
+            ("search", "long " * 90),
+            ("relabel", "1", "--label", "long " * 90, "--label", "b"),
+        ):
+            assert run_command([*words, "--api", api.url, "--db", database_url]) == 2
+            assert "write a shorter one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -398,6 +502,13 @@ def test_labels_by_moments_are_the_centres_of_all_their_moments(engine: Engine) 
     both = pictures(first, (3,))[0].astype(np.float32) + pictures(second, (12,))[0]
     assert matrix[0] == pytest.approx(both / np.linalg.norm(both), abs=2e-3)
     assert matrix[1] == pytest.approx(pictures(second, (19,))[0], abs=2e-3)
+
+
+def test_no_moment_is_called_as_no_label(engine: Engine) -> None:
+    """`unknown` is what answers call time in which no label leads, in whatever case."""
+    job = done(engine, planned(engine, 8).job_id, directions(3, 2))
+    with pytest.raises(LabelsError, match="'Unknown' would be taken for"):
+        labels_like(engine, job, ("Unknown=v0.mp4@1s", "b=v0.mp4@2s"))
 
 
 # -- scenes in columns

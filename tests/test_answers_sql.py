@@ -23,6 +23,7 @@ from storage.database import DatabaseError, reading
 from storage.export import Format, Kind, export_rows
 from storage.highlights import highlights
 from storage.labels import store_label_vectors
+from storage.ledger import NoSuchJob
 from storage.records import Label, LabelSet, RangeResult, Sampling
 from storage.scenes import scenes
 from storage.summaries import summaries
@@ -220,12 +221,14 @@ def test_the_python_api(filled: Engine, database_url: str) -> None:
             archive.search("a goal")
         vectors.remember_text(filled, "clip/1", "a goal", directions(1, 5)[0])
         assert len(archive.search("a goal", top=3)) == 3
+        assert archive.search([1, 0, 0, 0, 0, 0, 0, 0]) == archive.search(np.eye(8)[0])
         assert archive.find("summer", job=1)
         assert archive.highlights("summer", job=1, top=2)
         assert archive.flags() == []
         assert len(archive.coverage(1)) == 3
         (row,) = archive.query("SELECT COUNT(*) AS n FROM v_samples WHERE job_id = :job", job=1)
         assert row == {"n": 39 + 12}
+        assert archive.query(r"SELECT '12\:30' AS clock") == [{"clock": "12:30"}]
 
 
 CHANGE = "INSERT INTO text_vectors (model, text, vector) VALUES ('m', 't', 'v')"
@@ -282,6 +285,23 @@ def test_arguments_without_sense_are_named(filled: Engine, database_url: str) ->
             archive.search(np.ones(7))
         every = archive.search(next(archive.vectors()).vectors[20].astype(float), apart_s=0, top=99)
         assert max(hit.score for hit in every) <= 1
+        for top in (0, -1):
+            with pytest.raises(ValueError, match=f"top={top}: ask for one"):
+                archive.highlights("summer", top=top, job=1)
+            with pytest.raises(ValueError, match=f"top={top}: ask for one"):
+                archive.search(np.ones(8), top=top)
+        for least in (float("nan"), -0.1, 1.1):
+            with pytest.raises(ValueError, match="least="):
+                archive.highlights("summer", least=least, job=1)
+        with pytest.raises(ValueError, match=r"min_length_s=.*give seconds"):
+            archive.find("summer", min_length_s=1e300, job=1)
+        for number in (0, -1, 10**20):
+            with pytest.raises(NoSuchJob, match=f"no job {number}"):
+                archive.flags(number)
+        with pytest.raises(ValueError, match="an empty query"):
+            archive.query(" ")
+        with pytest.raises(ValueError, match="columns are called 'path'"):
+            archive.query("SELECT a.path, b.path FROM v_videos a JOIN v_videos b ON TRUE")
     with pytest.raises(ValueError, match="pad_us=-1"):
         highlights(filled, 1, "summer", pad_us=-1)
 

@@ -147,6 +147,7 @@ def test_the_digest_follows_the_content_alone(tmp_path: Path) -> None:
         ),
         ("- a\n- " + "long " * 300, 2, "characters"),
         ("- a\n- ''", 2, "a text is expected"),
+        ("- a\n- Unknown", 2, "'Unknown' would be taken for time in which no label leads"),
         ("- a\n- b: [", 2, "not valid YAML"),
         ("name: x\nlabels: []", 2, "empty or missing list"),
         ("name: x", 1, "no `labels:` list"),

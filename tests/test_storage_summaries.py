@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from rows import RANGE, SECOND, add_video, claimed, file, planned, sample, spec, vectors_of, work
@@ -71,6 +72,27 @@ def test_a_video_is_found_by_what_a_person_types(engine: Engine) -> None:
     other = ledger.open_job(engine, spec("other"))
     with pytest.raises(NoSuchVideo):
         find_videos(engine, other.id, "beach.mp4")
+
+
+def test_a_video_is_found_by_what_a_shell_completes(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path from here names the file that it leads to, and that one alone, wherever else a file
+    is called the same; of a file that is gone from here, the path's end counts."""
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    job = ledger.open_job(engine, spec())
+    here = ledger.register_file(engine, ArchiveFile(str(folder / "beach.mp4"), 1, 1), "here")
+    ledger.reject_video(engine, job.id, here, "unreadable", "")
+    there = add_video(engine, job.id, "2024/beach", RANGE)
+    monkeypatch.chdir(tmp_path)
+    for text in ("./archive/beach.mp4", "archive/beach.mp4", "archive/../archive//beach.mp4"):
+        assert find_videos(engine, job.id, text) == [here]
+    assert find_videos(engine, job.id, "./2024/beach.mp4") == [there]
+    assert find_videos(engine, job.id, "beach.mp4") == [here, there]
+    monkeypatch.chdir(folder)
+    for text in ("./beach.mp4", "../archive/beach.mp4", "beach.mp4"):
+        assert find_videos(engine, job.id, text) == [here]
 
 
 def test_a_name_that_is_no_text_is_found(engine: Engine) -> None:

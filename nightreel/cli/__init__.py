@@ -180,6 +180,7 @@ def _code_of(error: Exception) -> ExitCode | None:
         ("scheduler.archive", "ArchiveError", ExitCode.USAGE),
         ("scheduler.labels", "LabelsError", ExitCode.USAGE),
         ("scheduler.feeder", "QueueUnavailable", ExitCode.QUEUE),
+        ("workers.api", "TextRefused", ExitCode.USAGE),
         ("workers.api", "ApiError", ExitCode.API),
         ("storage.settings", "SecretUnreadable", ExitCode.USAGE),
         ("pydantic_core", "ValidationError", ExitCode.USAGE),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked, videos_asked
+from nightreel.cli.asked import SECOND_US, job_asked, not_all_read, videos_asked
 from nightreel.cli.options import database_option, format_option, job_option
 from nightreel.cli.output import Column, clock, duration, percent, write_rows
 from storage.exits import ExitCode
@@ -25,7 +25,7 @@ def _top(labels: Sequence[dict[str, Any]]) -> str:
 
 SUMMARY = (
     Column("video", "Video"),
-    Column("copies", "Copies", lambda paths: f"+{len(paths)}", "right"),
+    Column("copies", "Copies", lambda paths: f"+{len(paths)}" if paths else "", "right"),
     Column("state", "State"),
     Column("duration_s", "Duration", duration, "right"),
     Column("analysed", "Analysed", percent, "right"),
@@ -77,14 +77,19 @@ def summary(video: str | None, job_id: int | None, database_url: str, form: str)
     VIDEO is a path, a file name or an id; without it all videos of the job are shown.
     """
     engine, job = job_asked(database_url, job_id)
-    return write_summary(engine, job, form, videos_asked(engine, job, video))
+    unread = not_all_read(engine, job)
+    return write_summary(engine, job, form, videos_asked(engine, job, video), unread)
 
 
 def write_summary(
-    engine: Engine, job: Job, form: str, video_ids: Collection[int] | None = None
+    engine: Engine,
+    job: Job,
+    form: str,
+    video_ids: Collection[int] | None = None,
+    unread: Sequence[str] = (),
 ) -> int:
     """Print the summary of a job's videos (None: of all); return INCOMPLETE if any of them is not
-    all analysed."""
+    all analysed, or some are not known yet, which `unread` says."""
     from storage.records import VideoState
     from storage.summaries import summaries
 
@@ -94,8 +99,8 @@ def write_summary(
         if video_ids is None or one.video_id in video_ids
     ]
     columns = [c for c in SUMMARY if form != "table" or _worth_showing(c.key, rows)]
-    write_rows(rows, columns, form, [job.notice])
-    complete = all(row["state"] == VideoState.COMPLETE for row in rows)
+    write_rows(rows, columns, form, [job.notice, *unread])
+    complete = not unread and all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
 
@@ -185,6 +190,7 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
     from storage.records import VideoState
 
     engine, job = job_asked(database_url, job_id)
+    unread = not_all_read(engine, job)
     of_video = {one.video_id: one for one in stored(engine, job.id)}
     found = [(path, of_video[video_id]) for path, video_id in _videos(engine, job, video)]
     rows = [
@@ -209,8 +215,8 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
         for path, one in found
     ]
     columns = [c for c in COVERAGE if form != "table" or _worth_showing(c.key, rows)]
-    write_rows(rows, columns, form, [job.notice])
-    complete = all(row["state"] == VideoState.COMPLETE for row in rows)
+    write_rows(rows, columns, form, [job.notice, *unread])
+    complete = not unread and all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import click
 
 from nightreel.cli.options import Duration
+from nightreel.cli.output import counted
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -30,11 +32,11 @@ def job_asked(database_url: str, job_id: int | None) -> tuple[Engine, Job]:
     return engine, job
 
 
-def videos_asked(engine: Engine, job: Job, video: str | None) -> list[int] | None:
+def videos_asked(engine: Engine, job: Job, video: str | None) -> frozenset[int] | None:
     """The videos that a person's word means; None means all. Raises NoSuchVideo."""
     from storage.summaries import find_videos
 
-    return None if video is None else find_videos(engine, job.id, video)
+    return None if video is None else frozenset(find_videos(engine, job.id, video))
 
 
 def one_video(engine: Engine, job: Job, video: str) -> int:
@@ -50,16 +52,43 @@ def one_video(engine: Engine, job: Job, video: str) -> int:
     return found[0]
 
 
-def not_all_analysed(engine: Engine, job: Job) -> str | None:
-    """What must be said beside an answer that some video has no full part in; None if all have."""
+def unseen(engine: Engine, job: Job, only: Collection[int] | None = None) -> list[str]:
+    """What must be said beside an answer that something of the job, or of these of its videos, has
+    no full part in; nothing where all have. Asked before the answer itself, which then holds
+    whatever is done meanwhile."""
     from storage.coverage import coverage
     from storage.records import VideoState
 
-    lacking = sum(one.state != VideoState.COMPLETE for one in coverage(engine, job.id))
+    unread = not_all_read(engine, job)
+    lacking = sum(
+        one.state != VideoState.COMPLETE
+        for one in coverage(engine, job.id)
+        if only is None or one.video_id in only
+    )
     if not lacking:
-        return None
+        return unread
     are = "is" if lacking == 1 else "are"
-    return f"{lacking} of the job's videos {are} not all analysed: see `nightreel coverage`"
+    return [
+        *unread,
+        f"{lacking} of the job's videos {are} not all analysed: see `nightreel coverage`",
+    ]
+
+
+def not_all_read(engine: Engine, job: Job) -> list[str]:
+    """What must be said of a job that does not know all its videos: any of them may be missing in
+    an answer. Nothing is said of one that does."""
+    from storage.coverage import listing
+    from storage.ledger import JobState
+
+    known = listing(engine, job.id)
+    if known.complete:
+        return []
+    files = counted(known.unread, "file")
+    if known.job_state == JobState.CLOSED:
+        return [f"{files} of the job never read: `nightreel retry {job.id}` tries again"]
+    if known.unread:
+        return [f"{files} still to be read; job {job.id} is {known.job_state}"]
+    return [f"job {job.id} is {known.job_state}, and does not know all its videos yet"]
 
 
 def microseconds(text: str) -> int:

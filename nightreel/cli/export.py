@@ -11,7 +11,7 @@ from nightreel.cli.asked import job_asked, one_video, videos_asked
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
 from nightreel.cli.originals import spare_originals
-from nightreel.cli.output import counted, say
+from nightreel.cli.output import counted, say, to_standard_output
 from storage.exits import ExitCode
 
 KINDS = ("samples", "predictions", "scenes", "summaries", "flags")
@@ -73,7 +73,8 @@ def table(  # noqa: PLR0917 - one parameter an option
         spare_originals(engine, output)
     only = videos_asked(engine, job, video)
     if output is None:
-        export_rows(engine, job.id, Kind(kind), sys.stdout, chosen, video_ids=only)
+        with to_standard_output():
+            export_rows(engine, job.id, Kind(kind), sys.stdout, chosen, video_ids=only)
     else:
         try:
             with terminated_as_interrupted():
@@ -112,6 +113,7 @@ def timeline(
     from storage.footage import footage_of
     from storage.scenes import scenes
     from storage.timelines import TimelineFormat, edl, ffmetadata, otio, webvtt
+    from storage.whole_files import whole
 
     chosen = TimelineFormat(_chosen(form, output, TIMELINE_ENDINGS))
     engine, job = job_asked(database_url, job_id)
@@ -138,10 +140,12 @@ def timeline(
                 **about(engine, job),
             )
     if output is None:
-        sys.stdout.write(text)
+        with to_standard_output():
+            sys.stdout.write(text)
     else:
         try:
-            output.write_text(text, encoding="utf-8")
+            with whole(output) as part:
+                part.write_text(text, encoding="utf-8")
         except OSError as error:
             raise _unwritable(output, error) from None
         say(f"{output}: {counted(len(found), 'scene')}")

@@ -69,10 +69,11 @@ def labels_like(
     `[NAME=]VIDEO@TIME`, the name being what stands before the first `=`; a name that stands
     several times is the centre of its samples.
 
-    Raises UsageError, NoSuchVideo.
+    Raises UsageError, LabelsError, NoSuchVideo.
     """
     import numpy as np
 
+    from scheduler.labels import check_name, check_text
     from storage.records import Label, LabelSet
     from storage.scoring import centroid
 
@@ -81,6 +82,8 @@ def labels_like(
         name, named, place = like.partition("=")
         if not name.strip():
             raise click.UsageError(f"--like {like!r}: write NAME=VIDEO@TIME or VIDEO@TIME.")
+        check_text(name.strip(), "label")
+        check_name(name.strip(), f"--like {like!r}")
         sample = sample_like(engine, job, place if named else like)
         found.setdefault(name.strip(), []).append(sample)
     if len(found) < 2:

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked, not_all_analysed, videos_asked
+from nightreel.cli.asked import SECOND_US, job_asked, unseen, videos_asked
 from nightreel.cli.options import Duration, FiniteFloat, database_option, format_option, job_option
-from nightreel.cli.output import Column, clock, counted, duration, percent, say, write_rows
+from nightreel.cli.output import Column, clock, duration, percent, say, write_rows
 from storage.exits import ExitCode
 
 
@@ -77,6 +77,7 @@ def find(  # noqa: PLR0917 - one parameter an option
     from storage.summaries import places
 
     engine, job = job_asked(database_url, job_id)
+    lacking = unseen(engine, job)
     found = occurrences(engine, job.id, label, min_length_us=int((shortest or 0) * 1_000_000))[:top]
     paths = places(engine, job.id)
     rows = [
@@ -93,7 +94,7 @@ def find(  # noqa: PLR0917 - one parameter an option
         }
         for one in found
     ]
-    write_rows(rows, FIND, form, [job.notice, not_all_analysed(engine, job)])
+    write_rows(rows, FIND, form, [job.notice, *lacking])
     if not rows:
         say(f"no video of job {job.id} shows it")
     return ExitCode.OK
@@ -106,8 +107,8 @@ Examples:
   nightreel flags upload.mp4 && publish upload.mp4
   nightreel flags --format jsonl > review.jsonl
 
-Ends with 4 where anything is flagged, with 3 where nothing is and some video was not all analysed,
-with 0 where everything was analysed and nothing is flagged."""
+Ends with 4 where anything is flagged, with 3 where nothing is and some video was not all analysed
+or some file not read yet, with 0 where everything was analysed and nothing is flagged."""
 )
 @click.argument("video", required=False)
 @job_option
@@ -118,15 +119,14 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
 
     VIDEO is a path, a file name or an id; without it all videos are asked about.
     """
-    from storage.coverage import coverage
     from storage.database import reading
     from storage.flags import flagged
     from storage.labels import labels_in
-    from storage.records import VideoState
     from storage.summaries import places
 
     engine, job = job_asked(database_url, job_id)
     only = videos_asked(engine, job, video)
+    lacking = unseen(engine, job, only)
     paths = places(engine, job.id)
     rows = [
         {
@@ -141,18 +141,13 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
         }
         for one in flagged(engine, job.id, only)
     ]
-    lacking = sum(
-        one.state != VideoState.COMPLETE
-        for one in coverage(engine, job.id)
-        if only is None or one.video_id in only
-    )
-    unseen = f"{counted(lacking, 'video')} not all analysed: see `nightreel coverage`"
-    write_rows(rows, FLAGS, form, [job.notice, unseen if lacking else None])
+    write_rows(rows, FLAGS, form, [job.notice, *lacking])
     if rows:
         return ExitCode.FLAGGED
     with reading(engine) as connection:
         watched = any(label.flag is not None for label in labels_in(connection, job.id))
-    say("nothing is flagged" if watched else f"no label of job {job.id} has a `flag` to raise")
+    nothing = "nothing is flagged" + " in what was seen" * bool(lacking)
+    say(nothing if watched else f"no label of job {job.id} has a `flag` to raise")
     return ExitCode.INCOMPLETE if lacking else ExitCode.OK
 
 
@@ -195,6 +190,7 @@ def highlights(  # noqa: PLR0917 - one parameter an option
 
     engine, job = job_asked(database_url, job_id)
     only = videos_asked(engine, job, video)
+    lacking = unseen(engine, job, only)
     pad_us = int((pad or 0) * 1_000_000)
     cuts = stored(engine, job.id, label, top=top, pad_us=pad_us, least=least, video_ids=only)
     paths = places(engine, job.id)
@@ -210,7 +206,7 @@ def highlights(  # noqa: PLR0917 - one parameter an option
         }
         for rank, cut in enumerate(cuts, 1)
     ]
-    write_rows(rows, HIGHLIGHTS, form, [job.notice, not_all_analysed(engine, job)])
+    write_rows(rows, HIGHLIGHTS, form, [job.notice, *lacking])
     if not rows:
         best = stored(engine, job.id, label, top=1, least=0, video_ids=only)
         peak = f"its highest is {_share(best[0].peak)}" if best else "no frame shows it"

@@ -18,6 +18,8 @@ DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?|\d+/\d+)(?P<unit>ms|s|min|m|h)?
 LONGEST_NUMBER = 30
 """Characters of a number: more are no time and no rate, and cost time to read."""
 LONGEST_S = 10**7
+HIGHEST_RATE = Fraction(1000)
+"""Samples a second: no footage has more frames, and its times are kept in microseconds."""
 UNITS = {
     "ms": Fraction(1, 1000),
     "s": Fraction(1),
@@ -43,7 +45,10 @@ class Duration(click.ParamType[Fraction]):
         seconds = _exact(found["number"]) if found is not None else None
         if found is None or seconds is None or not 0 < seconds < LONGEST_S:
             self.fail(f"{value!r} is no time above 0: write 2s, 500ms, 0.5 or 2min", param, ctx)
-        return seconds * UNITS[found["unit"] or "s"]
+        seconds *= UNITS[found["unit"] or "s"]
+        if seconds < 1 / HIGHEST_RATE:
+            self.fail(f"{value!r} is shorter than 1ms: write 2s, 500ms, 0.5 or 2min", param, ctx)
+        return seconds
 
 
 class Rate(click.ParamType[Fraction]):
@@ -57,7 +62,7 @@ class Rate(click.ParamType[Fraction]):
         if isinstance(value, Fraction):
             return value
         rate = _exact(str(value).strip())
-        if rate is None or not 0 < rate <= 1000:
+        if rate is None or not 0 < rate <= HIGHEST_RATE:
             self.fail(f"{value!r} is no rate above 0: write 1, 0.5 or 1/5", param, ctx)
         return rate
 

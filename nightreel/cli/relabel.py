@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nightreel.cli.asked import job_asked
-from nightreel.cli.options import api_options, database_option, format_option
+from nightreel.cli.options import JOB_ID, api_options, database_option, format_option
 from nightreel.cli.output import counted, say
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Examples:
 
 The new job stands beside the old one; the same command again only adds what is new."""
 )
-@click.argument("job_id", type=int, metavar="JOB")
+@click.argument("job_id", type=JOB_ID, metavar="JOB")
 @click.option("--label", "label_texts", multiple=True, metavar="TEXT", help="A label; repeat it.")
 @click.option(
     "--labels",

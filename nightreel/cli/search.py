@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked
+from nightreel.cli.asked import SECOND_US, job_asked, not_all_read
 from nightreel.cli.options import (
     Duration,
     api_options,
@@ -16,6 +17,11 @@ from nightreel.cli.options import (
 )
 from nightreel.cli.output import Column, clock, say, write_rows
 from storage.exits import ExitCode
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from storage.ledger import Job
 
 SEARCH = (
     Column("rank", "Rank", justify="right"),
@@ -65,16 +71,20 @@ def search(  # noqa: PLR0917 - one parameter an option
     import numpy as np
 
     from nightreel.cli.likes import sample_like
+    from scheduler.labels import check_text
     from storage import vectors
     from storage.database import reading
     from storage.search import search as nearest
-    from storage.summaries import known_places
+    from storage.summaries import known_places, nowhere
 
     if (text is None) == (like is None):
         raise click.UsageError("give a TEXT, or --like VIDEO@TIME.")
     if text is not None and not text.strip():
         raise click.UsageError("an empty TEXT resembles nothing: say what to look for.")
+    if text is not None:
+        check_text(text.strip(), "text")
     results, job = job_asked(database_url, job_id)
+    unread = not_all_read(results, job)
     if like is not None:
         query = np.asarray(sample_like(results, job, like).vector, dtype=np.float32)
     else:
@@ -93,17 +103,22 @@ def search(  # noqa: PLR0917 - one parameter an option
     rows = [
         {
             "rank": rank,
-            "video": paths.get(hit.video_id, ""),
+            "video": paths.get(hit.video_id) or nowhere(hit.video_id),
             "time_s": hit.t_us / SECOND_US,
             "score": hit.score,
         }
         for rank, hit in enumerate(hits, 1)
     ]
-    write_rows(rows, SEARCH, form, [job.notice])
+    write_rows(rows, SEARCH, form, [job.notice, *unread])
     if not rows:
-        say(
-            f"nothing of model {job.model} is embedded: an API that only compares keeps no "
-            "embeddings, so its jobs cannot be searched"
-        )
+        say(f"nothing of model {job.model} is embedded{_why_nothing(results, job)}")
         return ExitCode.INCOMPLETE
     return ExitCode.OK
+
+
+def _why_nothing(results: Engine, job: Job) -> str:
+    from storage.coverage import coverage
+
+    if any(one.analysed_us for one in coverage(results, job.id)):
+        return ": an API that only compares keeps no embeddings, so its jobs cannot be searched"
+    return f": no frame of job {job.id} is analysed yet; see `nightreel status {job.id}`"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked, not_all_analysed
+from nightreel.cli.asked import SECOND_US, job_asked, unseen
 from nightreel.cli.options import database_option, format_option, job_option
 from nightreel.cli.originals import spare_originals
-from nightreel.cli.output import Column, duration, percent, write_rows
+from nightreel.cli.output import Column, duration, percent, say, write_rows
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def totals(by: str, plot: Path | None, job_id: int | None, database_url: str, fo
     engine, job = job_asked(database_url, job_id)
     if plot is not None:
         spare_originals(engine, plot)
+    lacking = unseen(engine, job)
     periods = stored(engine, job.id, Period(by))
     rows = [
         {
@@ -84,7 +85,7 @@ def totals(by: str, plot: Path | None, job_id: int | None, database_url: str, fo
     ]
     if plot is not None:
         _draw(engine, job, periods, plot)
-    write_rows(rows, TOTALS, form, [job.notice, not_all_analysed(engine, job)])
+    write_rows(rows, TOTALS, form, [job.notice, *lacking])
     return ExitCode.OK
 
 
@@ -93,11 +94,22 @@ def _draw(engine: Engine, job: Job, periods: list[PeriodTotal], path: Path) -> N
     from nightreel.reports.plots import draw_shares
     from storage.database import reading
     from storage.labels import labels_in
+    from storage.whole_files import whole
 
     needs("matplotlib")
     with reading(engine) as connection:
         labels = [label.name for label in labels_in(connection, job.id)]
+    plot = draw_shares(
+        periods,
+        labels,
+        "svg" if path.suffix.lower() == ".svg" else "png",
+        title=f"{job.name}: share of time",
+        notice=job.notice,
+    )
     try:
-        draw_shares(periods, labels, path, title=f"{job.name}: share of time", notice=job.notice)
+        with whole(path) as part:
+            part.write_bytes(plot.data)
     except OSError as error:
         raise click.UsageError(f"--plot {path} cannot be written ({error.strerror}).") from None
+    if plot.boxed:
+        say(f"note: the font has no {plot.boxed}: boxes stand for them; an .svg keeps the text")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from textwrap import fill
+from typing import Literal
 
 import numpy as np
 
@@ -16,17 +21,27 @@ _BAR_INCHES = 0.45
 _NARROWEST, _WIDEST = 6.0, 40.0
 _NOTICE_CHARACTERS = 20
 """Characters of a notice that fit into an inch."""
+_NO_GLYPH = re.compile(r"Glyph (\d+) .* missing")
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A plot as a file holds it."""
+
+    data: bytes
+    boxed: str
+    """Characters that the font does not have, in place of which boxes stand."""
 
 
 def draw_shares(
     periods: Sequence[PeriodTotal],
     labels: Sequence[str],
-    path: Path,
+    form: Literal["png", "svg"],
     *,
     title: str,
     notice: str | None = None,
-) -> None:
-    """Write a stacked bar for each period into `path`, as PNG or SVG by its ending.
+) -> Plot:
+    """A stacked bar for each period.
 
     `labels` are the job's, in order. Below each bar stands how many videos it is made of.
     """
@@ -35,7 +50,8 @@ def draw_shares(
 
     width = float(np.clip(_BAR_INCHES * len(periods) + 3.5, _NARROWEST, _WIDEST))
     # Fixed ids and no date make equal data equal files; text stays text in SVG.
-    with rc_context({"svg.hashsalt": "nightreel", "svg.fonttype": "none"}):
+    file, boxed = io.BytesIO(), set[str]()
+    with rc_context({"svg.hashsalt": "nightreel", "svg.fonttype": "none"}), _missing_into(boxed):
         figure = Figure(figsize=(width, 4.2), layout="constrained")
         axes = figure.add_subplot()
         where = np.arange(len(periods))
@@ -64,8 +80,23 @@ def draw_shares(
             # A label of the whole figure, since the layout keeps room for those alone.
             lines = fill(_literal(notice), round(width * _NOTICE_CHARACTERS))
             figure.supxlabel(lines, x=0.01, fontsize=6, ha="left")
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=150, metadata=metadata)
+        metadata = {"Date": None} if form == "svg" else None
+        figure.savefig(file, format=form, dpi=150, metadata=metadata)
+    # Whoever shows an SVG draws its texts, in a font of theirs.
+    return Plot(file.getvalue(), "".join(sorted(boxed)) if form == "png" else "")
+
+
+@contextmanager
+def _missing_into(boxed: set[str]) -> Iterator[None]:
+    """Collect the characters of which matplotlib warns that its font lacks them."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.filterwarnings("always", _NO_GLYPH.pattern)
+        yield
+    for one in said:
+        if found := _NO_GLYPH.match(str(one.message)):
+            boxed.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _literal(text: str) -> str:

@@ -1,0 +1,100 @@
+"""Answers about a job that is not done: what was not seen is never taken for what is not there."""
+
+from __future__ import annotations
+
+import pytest
+from embedded import asked, directions, done
+from rows import claimed, file, found, planned, spec
+from sqlalchemy import Engine
+
+from storage import ledger, relabel, results
+from storage.coverage import listing
+from storage.labels import store_label_vectors
+from storage.ledger import JobState
+from storage.records import Label, LabelSet
+
+OTHER = LabelSet("other", (Label("sea", ("sea",)), Label("land", ("land",))))
+
+
+def codes(url: str, *more: str) -> dict[str, tuple[int, str]]:
+    """Exit code and talk of each question that a script may build on."""
+    answers = {}
+    for command in ("flags", "summary", "coverage"):
+        code, _, said = asked(url, command, *more)
+        answers[command] = code, said
+    return answers
+
+
+def test_files_that_nobody_has_read_are_not_free_of_flags(
+    engine: Engine, database_url: str
+) -> None:
+    """A job that was just submitted is incomplete for every question, and says why."""
+    ledger.open_job(engine, spec(), files=[file("one"), file("two")])
+    for command, (code, said) in codes(database_url).items():
+        assert code == 3, command
+        assert "2 files still to be read; job 1 is running" in said, command
+    ledger.pause_job(engine, 1, "by-hand", "later")
+    code, rows, said = asked(database_url, "find", "winter")
+    assert (code, rows) == (0, [])
+    assert "2 files still to be read; job 1 is paused" in said
+
+
+def test_a_job_without_its_list_of_videos_is_incomplete(engine: Engine, database_url: str) -> None:
+    """A run that was stopped before it had planned anything has nothing to show, and says so."""
+    ledger.open_job(engine, spec())
+    for command, (code, said) in codes(database_url).items():
+        assert code == 3, command
+        assert "job 1 is running, and does not know all its videos yet" in said, command
+
+
+def test_an_interrupted_relabel_is_incomplete_until_it_is_repeated(
+    engine: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The half-made job is the latest one: it answers nothing as if it were whole."""
+    monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", 1)
+    job = done(engine, planned(engine, 4, 4, 4).job_id, directions(3, 2))
+    target = relabel.new_job(engine, job, OTHER)
+    store_label_vectors(engine, target.label_set_id, target.model, directions(2, 1))
+
+    def stop(_samples: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        relabel.relabel(engine, job, target, progress=stop)
+    for command, (code, said) in codes(database_url).items():
+        assert code == 3, command
+        assert f"job {target.id} is running" in said, command
+    assert f"job {target.id} is running" in asked(database_url, "find", "land")[2]
+    relabel.relabel(engine, job, target)
+    assert [code for code, _ in codes(database_url).values()] == [0, 0, 0]
+
+
+def test_files_that_were_given_up_unread_are_told(engine: Engine, database_url: str) -> None:
+    """A job that was cancelled early is closed, and has seen nothing of these files all the same;
+    one that is a video of the job, if a rejected one, counts as that."""
+    job = ledger.open_job(engine, spec(), files=[file("one"), file("two")])
+    ledger.cancel_job(engine, job.id)
+    ledger.close_finished(engine)
+    assert ledger.get_job(engine, job.id).state is JobState.CLOSED
+    for command, (code, said) in codes(database_url).items():
+        assert code == 3, command
+        assert "2 files of the job never read: `nightreel retry 1`" in said, command
+    ledger.reject_unread(engine, job.id, file("one").path_raw, "unreadable", "gone")
+    assert listing(engine, job.id).unread == 1
+
+
+def test_one_video_is_judged_by_itself_once_all_are_known(
+    engine: Engine, database_url: str
+) -> None:
+    """While others are worked on, the question about a finished video is answered; while files are
+    to be read, one of them may be called the same."""
+    planned(engine, 4, 4)
+    first, _ = ledger.feed(engine, 8)
+    claim = claimed(engine, first)
+    assert results.commit(engine, first, claim.fence, found(claim))
+    ledger.close_finished(engine)
+    video = str(claim.video_id)
+    assert [code for code, _ in codes(database_url, video).values()] == [0, 0, 0]
+    assert [code for code, _ in codes(database_url).values()] == [3, 3, 3]
+    ledger.open_job(engine, spec(), files=[file("late")])
+    assert [code for code, _ in codes(database_url, video).values()] == [3, 3, 3]
