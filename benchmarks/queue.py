@@ -1,6 +1,7 @@
 """What queue and ledger cost beside the work that they hand out.
 
     python benchmarks/queue.py CLIPS_FOLDER [--quick] [--only messages,overhead,...] [--keep FOLDER]
+                               [--on sqlite,postgresql]
 
 Starts a Redis and a PostgreSQL of its own (Debian's binaries, both as durable as docker-compose.yml
 has them) and takes every ledger figure on SQLite and on PostgreSQL:
@@ -11,7 +12,10 @@ has them) and takes every ledger figure on SQLite and on PostgreSQL:
     planning   10,000 videos of 10 tasks: submitted in one transaction, then planned as workers do,
                with made-up plans: the reading of media files is left out
     million    1,000,000 tasks, made by SQL: whether a task costs the same at the beginning, in the
-               middle and at the end, and what closing costs
+               middle and at the end, and what closing costs; feeding and closing them all is
+               projected from that
+    simulation 1,000,000 tasks, each of them fed and every video closed by a scheduler, in windows
+               of 1,000; workers are simulated, so that there are no samples to be read and smoothed
     work       the share of all that in tasks of 60 s of 1080p (the `soft` file of decode.py, made
                of CLIPS_FOLDER), and what two workers make of two cores; the ideal is what two
                processes reach that decode and ask the same API with no queue between them, since
@@ -19,7 +23,7 @@ has them) and takes every ledger figure on SQLite and on PostgreSQL:
 
 An API that sleeps 20 ms and costs next to nothing answers. Absolute numbers are the machine's and
 of its other work; compare the figures of one run. A quick run takes two or three minutes, the whole
-one about ten. What it printed on two shared cores stands in docs/guarantees.md.
+one about a quarter of an hour. What it printed on two shared cores stands in docs/guarantees.md.
 """
 
 # ruff: noqa: PLC0415 -- what other files import as `queue` must not import them in turn
@@ -51,20 +55,29 @@ def main() -> None:
     import tempfile
 
     from decode import build
-    from queue_ledger import claims, million, overhead, planning
+    from queue_ledger import claims, million, overhead, planning, simulation
     from queue_servers import databases, postgresql_server, redis_server
     from queue_workers import Bench, messages, taken, work
 
     assert __doc__ is not None
-    parts = ("messages", "overhead", "claims", "planning", "work", "million")
+    parts = ("messages", "overhead", "claims", "planning", "work", "million", "simulation")
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("clips", type=Path, help="folder of clips (mp4, webm)")
     parser.add_argument("--quick", action="store_true", help="a fifth of everything, or less")
     parser.add_argument("--only", default=",".join(parts), help="of " + ",".join(parts))
+    parser.add_argument("--on", default="sqlite,postgresql", help="databases of the ledger's parts")
     parser.add_argument("--keep", type=Path, help="folder to build the file in, or use it again")
     options = parser.parse_args()
     quick = options.quick
     spent_ms: dict[str, float] = {}
+    of_the_ledger = {
+        "claims": lambda engine: claims(engine, 200 if quick else 1000),
+        "planning": lambda engine: planning(engine, 300 if quick else 10_000, 10),
+        "million": lambda engine: million(
+            engine, 50_000 if quick else 1_000_000, 1 if quick else 4
+        ),
+        "simulation": lambda engine: simulation(engine, 20_000 if quick else 1_000_000, 1000),
+    }
     with (
         tempfile.TemporaryDirectory() as temporary,
         redis_server() as (redis_url, redis_pid),
@@ -93,18 +106,14 @@ def main() -> None:
                 known = sum(spent_ms.values()) if len(spent_ms) == 3 else None
                 work(bench, 1 if quick else 2, known)
                 continue
-            for kind in ("sqlite", "postgresql"):
+            for kind in options.on.split(","):
                 print(f"{part}, {kind}", flush=True)
                 with fresh(kind) as engine:
                     if part == "overhead":
                         at_work = [postgresql_pid] if kind == "postgresql" else []
                         spent_ms["ledger"] = overhead(engine, 1 if quick else 5, *at_work)
-                    elif part == "claims":
-                        claims(engine, 200 if quick else 1000)
-                    elif part == "planning":
-                        planning(engine, 300 if quick else 10_000, 10)
                     else:
-                        million(engine, 50_000 if quick else 1_000_000, 1 if quick else 4)
+                        of_the_ledger[part](engine)
 
 
 if __name__ == "queue":

@@ -14,9 +14,12 @@ import numpy as np
 from queue_servers import processor_s
 from sqlalchemy import Engine, Table, func, select, text, update
 
+from scheduler.feeder import Feeder
+from scheduler.settings import SchedulerSettings
 from storage import database, ledger, results
 from storage.database import reading, writing
-from storage.ledger import Claim
+from storage.dialect import Now
+from storage.ledger import Claim, JobState
 from storage.ranges import stored_range
 from storage.records import (
     ArchiveFile,
@@ -271,6 +274,42 @@ def million(engine: Engine, total: int, windows: int) -> None:
     for name, ms in first.items():
         met = max(middle[name], last[name]) <= 1.5 * ms
         say(name, f"{ms:.2f} {middle[name]:.2f} {last[name]:.2f}", "no growth (x1.5)", met=met)
+
+
+def simulation(engine: Engine, total: int, window: int) -> None:
+    """Print how long a scheduler takes to feed and close so many tasks, one and all, where workers
+    are simulated: what was fed is done at once, by SQL, and nothing is found in it."""
+    each = 100
+    job_id = ledger.open_job(engine, spec(), files=()).id
+    multiplied(engine, job_id, add_video(engine, job_id, "template", each), total // each - 1)
+    ledger.finish_planning(engine, job_id)
+    fed: list[int] = []
+    settings = SchedulerSettings(window=window)
+    scheduler = Feeder(engine, lambda _, ids: fed.extend(ids), settings, name="benchmark")
+    steps_s: list[float] = []
+    counted = 0
+    begin = time.perf_counter()
+    while ledger.get_job(engine, job_id).state is not JobState.CLOSED:
+        start = time.perf_counter()
+        scheduler.step()
+        steps_s.append(time.perf_counter() - start)
+        counted += len(fed)
+        with writing(engine) as connection:
+            connection.execute(
+                update(tasks)
+                .where(tasks.c.id.in_(fed))
+                .values(state="done", queued_ms=None, done_ms=Now(), attempts=1, fence=1)
+            )
+        fed.clear()
+    whole_s = time.perf_counter() - begin
+    stands = ledger.status(engine, job_id)
+    assert counted == stands.tasks == stands.closed_tasks == total
+    assert stands.closed_videos == total // each
+    spent_s = sum(steps_s)
+    say(f"feeding {total:,} tasks, closing {total // each:,} videos", f"{spent_s:,.0f} s")
+    say("the same, a task's share", f"{spent_s * 1000 / total:.3f} ms")
+    say(f"the longest of {len(steps_s):,} steps, windows of {window:,}", f"{max(steps_s):.2f} s")
+    say("all of it, simulated workers included", f"{whole_s:,.0f} s")
 
 
 def advance(engine: Engine, below: int) -> None:

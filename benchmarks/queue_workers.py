@@ -232,7 +232,9 @@ def queued(bench: Bench, probed: Probed, api_url: str, workers: int, folder: Pat
             # Other names for one file, and other videos to the ledger: nothing is stored of them.
             path = folder / f"{number}.mp4"
             path.symlink_to(bench.video.resolve())
-            video_id = ledger.register_file(engine, ArchiveFile(str(path), 1, 1), f"{number}")
+            stat = path.stat()
+            file = ArchiveFile(str(path), stat.st_size, stat.st_mtime_ns)
+            video_id = ledger.register_file(engine, file, f"{number}")
             ledger.plan_video(engine, job.id, video_id, short, [one])
         ledger.finish_planning(engine, job.id)
         services = engine, bench.redis_url, folder

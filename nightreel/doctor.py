@@ -37,10 +37,12 @@ def examine(
 
 
 def _queue(broker_url: str | None) -> Finding:
+    from pydantic import ValidationError
+
     from nightreel.local import broker_binary
     from scheduler.feeder import QueueUnavailable, broker_address, check_broker
-    from storage.settings import SecretUnreadable
-    from workers.app import make_app
+    from storage.settings import SecretUnreadable, complaint
+    from workers.app import make_app, refusal
 
     if broker_url is None:
         binary = broker_binary()
@@ -54,7 +56,9 @@ def _queue(broker_url: str | None) -> Finding:
         app = make_app()
         check_broker(app)
     except (QueueUnavailable, SecretUnreadable) as error:
-        return Finding("queue", False, str(error), ExitCode.QUEUE)
+        return Finding("queue", False, refusal(error) or str(error), ExitCode.QUEUE)
+    except ValidationError as error:
+        return Finding("queue", False, complaint(error), ExitCode.USAGE)
     return Finding("queue", True, broker_address(app), ExitCode.QUEUE)
 
 
@@ -91,6 +95,7 @@ def _api(url: str | None) -> Finding:
     try:
         client = ApiClient(WorkerSettings(api_url=url))
         identity = client.identity()
+        client.check_key()
     except (ApiError, SecretUnreadable, ValueError) as error:
         return Finding("API", False, str(error), ExitCode.API)
     return Finding("API", True, f"{client.base}, model {identity.model}", ExitCode.API)

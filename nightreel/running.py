@@ -27,6 +27,7 @@ from storage.exits import ExitCode
 from storage.ledger.progress import BY_HAND
 from storage.records import ArchiveFile, Sampling, TaskState
 from workers.app import make_app
+from workers.refusals import API_OUTAGE
 from workers.settings import QueueSettings
 
 POLL_S = 0.25
@@ -67,6 +68,8 @@ class Run:
     _api_secrets: dict[str, str] = field(default_factory=dict, repr=False)
     _stop: threading.Event = field(default_factory=threading.Event)
     _fault: BaseException | None = None
+    _done_while_away: int | None = None
+    """Tasks that were done when the API was seen away last; None while it is there."""
 
     def carry_out(self, files: Iterable[ArchiveFile | Unreadable]) -> None:
         """Bring the job to its end, or raise what stopped it; either way it can be resumed.
@@ -145,6 +148,7 @@ class Run:
                     display.say(f"the {name} process ended and was started again")
                 # What it had taken, from the ledger or from the queue, no timeout need find.
                 with_retries(self._take_back)
+            self._tell_of_the_api(display, status)
             if farm is None and planned:
                 # Nothing to do for workers: what is left is closed here.
                 with_retries(lambda: ledger.close_finished(self.engine, self.job_id))
@@ -164,6 +168,20 @@ class Run:
             if planned and status.finished:
                 return
             self._stop.wait(max(POLL_S, POLL_SHARE * asked_s))
+
+    def _tell_of_the_api(self, display: ProgressDisplay, status: ledger.JobStatus) -> None:
+        """Say once that the API is away, and once that it is back."""
+        done = status.tasks_by_state[TaskState.DONE]
+        if API_OUTAGE in status.waiting:
+            if self._done_while_away is None:
+                why = with_retries(lambda: ledger.why_waiting(self.engine, self.job_id, API_OUTAGE))
+                if why is None:
+                    return
+                display.say(f"the API is away, and the run waits for it: {why}")
+            self._done_while_away = done
+        elif self._done_while_away is not None and done > self._done_while_away:
+            self._done_while_away = None
+            display.say("the API answers again")
 
     def _farm(self, stack: ExitStack) -> LocalFarm:
         if self.broker_url is not None:

@@ -4,6 +4,7 @@ job; `python -m scheduler --job ID` feeds the job of one run."""
 from __future__ import annotations
 
 import argparse
+import logging
 import secrets
 import signal
 import socket
@@ -20,11 +21,13 @@ from storage.database import DatabaseError, check, connect
 from storage.exits import ExitCode
 from storage.settings import SecretUnreadable, StorageSettings, complaint
 from workers import logs
-from workers.app import make_app
+from workers.app import make_app, refusal
 from workers.limits import is_resting
 from workers.metrics import PortTaken
 from workers.settings import QueueSettings, ServiceSettings
 from workers.shared import Shared
+
+log = logging.getLogger("scheduler")
 
 
 def main() -> int:
@@ -36,9 +39,10 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        settings, service = SchedulerSettings(), ServiceSettings()
-        secret = settings.secret()
+        service = ServiceSettings()
         logs.configure(service)
+        settings = SchedulerSettings()
+        secret = settings.secret()
         engine = connect(StorageSettings().database_url)
         check(engine)
         app = make_app()
@@ -50,7 +54,7 @@ def main() -> int:
     except DatabaseError as error:
         return _end(error, ExitCode.DATABASE)
     except QueueUnavailable as error:
-        return _end(error, ExitCode.QUEUE)
+        return _end(refusal(error) or error, ExitCode.QUEUE)
     except ValidationError as error:
         return _end(complaint(error), ExitCode.USAGE)
     except (PortTaken, SecretUnreadable) as error:
@@ -59,7 +63,7 @@ def main() -> int:
 
 
 def _end(why: object, code: ExitCode) -> int:
-    print(f"scheduler: {why}", file=sys.stderr)  # noqa: T201
+    log.error("the scheduler does not start: %s", why)
     return code
 
 
@@ -91,8 +95,13 @@ def _serve_all(  # noqa: PLR0917
     secret: str | None,
     stop: threading.Event,
 ) -> None:
-    from scheduler.metrics import Health, LedgerCollector, serve  # noqa: PLC0415 - of the service
-    from scheduler.notify import Notifier  # noqa: PLC0415 - alone
+    from scheduler.metrics import (  # noqa: PLC0415 - of the service alone
+        Health,
+        LedgerCollector,
+        serve,
+        watch,
+    )
+    from scheduler.notify import Notifier  # noqa: PLC0415
 
     feeder = _feeder(engine, app, settings, job_id=None)
     health = Health()
@@ -103,6 +112,7 @@ def _serve_all(  # noqa: PLR0917
     threading.Thread(
         target=Notifier(engine, secret).run, args=(stop,), name="webhooks", daemon=True
     ).start()
+    watch(health, stop)
     feeder.run(stop, health)
 
 

@@ -34,11 +34,13 @@ def in_children(
     items ahead of the consumer.
 
     An item that kills its process is worked on once more alone, and comes with None when it does so
-    again. Once `stop` is set, nothing more is yielded and the processes end, in whatever item.
+    again. Once `stop` is set nothing more is yielded; then, and where the consumer leaves early or
+    is interrupted, the processes end, in whatever item.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     pool: ProcessPoolExecutor | None = None
     source = iter(items)
+    finished = False
     try:
         while True:
             for item in source:
@@ -47,6 +49,7 @@ def in_children(
                 if len(waiting) >= 2 * processes:
                     break
             if not waiting:
+                finished = True
                 return
             item, future = waiting.popleft()
             if not _done(future, stop):
@@ -62,7 +65,7 @@ def in_children(
                 waiting = deque((other, _submit(pool, work, other)) for other, _ in waiting)
     finally:
         if pool is not None:
-            _close(pool, stop)
+            _close(pool, finished)
 
 
 def _submit(
@@ -92,17 +95,19 @@ def _alone(
 ) -> tuple[bool, Result | None]:
     """Whether a process of its own came to an end before `stop` was set, and what it found."""
     pool = _pool(1)
+    finished = False
     try:
         future = _submit(pool, work, item)
-        return (True, future.result()) if _done(future, stop) else (False, None)
+        finished = _done(future, stop)
+        return finished, future.result() if finished else None
     except BrokenProcessPool:
         return True, None
     finally:
-        _close(pool, stop)
+        _close(pool, finished)
 
 
-def _close(pool: ProcessPoolExecutor, stop: threading.Event) -> None:
-    if stop.is_set():
+def _close(pool: ProcessPoolExecutor, finished: bool) -> None:
+    if not finished:
         for child in multiprocessing.active_children():
             child.terminate()
     # Its threads are waited for, or the interpreter's end would race with theirs: with the

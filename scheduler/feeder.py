@@ -25,7 +25,7 @@ from storage import ledger
 from storage.database import DatabaseUnavailable
 from storage.schema import probes, tasks
 from workers import logs
-from workers.app import CLASSIFY_RANGE, PROBE_FILE
+from workers.app import CLASSIFY_RANGE, PROBE_FILE, refusal
 
 if TYPE_CHECKING:
     from scheduler.metrics import Health
@@ -68,7 +68,9 @@ def publisher(app: Celery) -> Publish:
                         retry=False,
                     )
         except (OperationalError, OSError) as error:
-            raise QueueUnavailable(f"the queue at {broker_address(app)} is unreachable") from error
+            raise QueueUnavailable(
+                refusal(error) or f"the queue at {broker_address(app)} is unreachable"
+            ) from error
 
     return publish
 
@@ -83,13 +85,10 @@ def check_broker(app: Celery) -> None:
     try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0.2, timeout=5)
-    except (KeyError, ValueError, ImportError):
-        raise QueueUnavailable(
-            "the queue's address is none of a Redis: set NIGHTREEL_BROKER_URL to redis://HOST:PORT/0"
-        ) from None
     except (OperationalError, OSError) as error:
         raise QueueUnavailable(
-            f"the queue at {broker_address(app)} does not answer: "
+            refusal(error)
+            or f"the queue at {broker_address(app)} does not answer: "
             "start Redis there, or set NIGHTREEL_BROKER_URL"
         ) from error
 
@@ -132,6 +131,7 @@ class Feeder:
         if job_id is None:
             self._let_workers_speak()
         self._rest_until = 0.0
+        self._trouble = ""
         self.leads: bool | None = None
         """Whether this one leads, or led when it asked last; None before it asked."""
 
@@ -187,13 +187,18 @@ class Feeder:
             )
 
     def _feed(self) -> int:
-        published = 0
-        if self._job_id is None and self._reachable():
-            most = max(1, self._settings.window // PROBES_SHARE)
-            probe_ids = ledger.feed_probes(self._engine, most)
+        if not self._reachable():
+            return 0
+        published, window = 0, self._settings.window
+        at_once = max(1, window // PROBES_SHARE)
+        # The ledger's own count is no bound: of work taken back, as a pause does, messages remain.
+        room = window + at_once - (self._waiting() or 0)
+        if self._job_id is None:
+            probe_ids = ledger.feed_probes(self._engine, at_once, most=room)
             published += self._send(PROBE_FILE, probe_ids, probes)
         if self._reachable() and not self._resting():
-            task_ids = ledger.feed(self._engine, self._settings.window, self._job_id)
+            most = room - published
+            task_ids = ledger.feed(self._engine, window, self._job_id, most=most)
             published += self._send(CLASSIFY_RANGE, task_ids, tasks)
         return published
 
@@ -206,10 +211,15 @@ class Feeder:
         try:
             self._publish(name, ids)
         except QueueUnavailable as error:
-            log.warning("%s; %d messages wait in the ledger", error, len(ids))
+            if str(error) != self._trouble:
+                log.warning("%s; %d messages wait in the ledger", error, len(ids))
+            self._trouble = str(error)
             ledger.unqueue(self._engine, ids, table)
             self._rest_until = self._clock() + BROKER_REST_S
             return 0
+        if self._trouble:
+            log.info("the queue takes messages again")
+            self._trouble = ""
         return len(ids)
 
     def run(self, stop: threading.Event, health: Health | None = None) -> None:

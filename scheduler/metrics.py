@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
 from storage.database import DatabaseError
+from storage.exits import ExitCode
 from storage.ledger.census import Census, take_census
 from workers.metrics import listen
 from workers.settings import ServiceSettings
@@ -30,6 +32,10 @@ AWAY_REST_S = 5.0
 """How long a database that was away is not asked."""
 WELL_S = 60.0
 """A loop that has not stepped for longer is not well."""
+HANGS_S = 300.0
+"""A loop that has not even gone round in vain for longer will not by itself."""
+LOOKS = 20
+"""Looks within that time."""
 
 
 class Health:
@@ -37,15 +43,17 @@ class Health:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._stepped = clock()
+        self._turned = self._stepped = clock()
         self._trouble: str | None = None
 
     def stepped(self) -> None:
         """The loop has gone round."""
-        self._stepped, self._trouble = self._clock(), None
+        self._turned = self._stepped = self._clock()
+        self._trouble = None
 
     def troubled(self, why: str) -> None:
         """The loop went round in vain."""
+        self._turned = self._clock()
         self._trouble = why
 
     @property
@@ -55,6 +63,25 @@ class Health:
         if waited_s <= WELL_S:
             return None
         return f"no step for {waited_s:.0f} s: {self._trouble or 'the loop hangs'}"
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the loop has stood within one step for `HANGS_S`. A database that is away, and
+        says so, is waited for."""
+        return self._clock() - self._turned > HANGS_S
+
+
+def watch(health: Health, stop: threading.Event) -> None:
+    """End this process once its loop hangs, so that its supervisor starts it anew: what hangs
+    within the database hears of nothing else."""
+
+    def look() -> None:
+        while not stop.wait(HANGS_S / LOOKS):
+            if health.hangs:
+                log.error("%s: it ends, to be started anew", health.complaint)
+                os._exit(ExitCode.UNEXPECTED)
+
+    threading.Thread(target=look, name="watchdog", daemon=True).start()
 
 
 class LedgerCollector(Collector):
@@ -68,8 +95,8 @@ class LedgerCollector(Collector):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`waiting` is the length of the queue, None where Redis is away; `leading` says whether
-        this scheduler is the one that feeds."""
+        """`waiting` is the length of the queue, None where Redis is away or refuses; `leading` says
+        whether this scheduler is the one that feeds."""
         self._engine = engine
         self._waiting = waiting
         self._leading = leading

@@ -25,6 +25,7 @@ from sqlalchemy import Engine
 
 from storage.database import DatabaseError, with_retries
 from storage.ledger.events import Event, delivered, give_up, put_off, take_events
+from workers import logs
 
 log = logging.getLogger(__name__)
 
@@ -128,28 +129,28 @@ class Notifier:
         if not events:
             return False
         for event, outcome in zip(events, asyncio.run(self._deliver_all(events)), strict=True):
-            if outcome is None:
-                with_retries(partial(delivered, self._engine, event.id), deadline_s=HOLD_S / 2)
-                log.info("job %d: %s was told of its end", event.job_id, _shown(event.url))
-            else:
-                self._tried_in_vain(event, outcome)
+            with logs.about(job=event.job_id):
+                self._tried(event, outcome)
         return True
 
-    def _tried_in_vain(self, event: Event, outcome: NotDelivered) -> None:
+    def _tried(self, event: Event, outcome: NotDelivered | None) -> None:
+        if outcome is None:
+            with_retries(partial(delivered, self._engine, event.id), deadline_s=HOLD_S / 2)
+            log.info("%s was told of its end", _shown(event.url))
+            return
         why = outcome.why
         if outcome.final or event.attempts >= ATTEMPTS:
             with_retries(lambda: give_up(self._engine, event.id, why))
             log.error(
-                "job %d: %s is not told of its end, given up after %d attempts: %s",
-                *(event.job_id, _shown(event.url), event.attempts, why),
+                "%s is not told of its end, given up after %d attempts: %s",
+                *(_shown(event.url), event.attempts, why),
             )
             return
         longest_s = min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2.0**event.attempts)
         delay_s = self._uniform(0, longest_s)
         with_retries(lambda: put_off(self._engine, event.id, delay_s, why))
         log.warning(
-            "job %d: %s was not told of its end, again in %.0f s: %s",
-            *(event.job_id, _shown(event.url), delay_s, why),
+            "%s was not told of its end, again in %.0f s: %s", _shown(event.url), delay_s, why
         )
 
     async def _deliver_all(self, events: Sequence[Event]) -> list[NotDelivered | None]:

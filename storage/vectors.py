@@ -43,8 +43,8 @@ class VideoVectors:
 def of_job(  # noqa: PLR0917
     connection: Connection,
     job_id: int,
-    sampling: Sampling,
-    fit: Fit,
+    sampling: Sampling | str,
+    fit: Fit | str,
     model: str,
     video_ids: Iterable[int] | None = None,
 ) -> Iterator[VideoVectors]:

@@ -51,6 +51,8 @@ class ContractServer:
     unknown_route: int = 404
     """What is said of a route that is not there."""
     info: dict[str, Any] = field(default_factory=lambda: {"model": MODEL, "input_size": 64})
+    info_script: list[Misbehaviour] = field(default_factory=list)
+    """What is answered to GET /info first, instead."""
     script: list[Misbehaviour] = field(default_factory=list)
     always: Misbehaviour | None = None
     requests: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
@@ -188,6 +190,9 @@ def contract_server(**how: Any) -> Iterator[ContractServer]:
             pass
 
         def do_GET(self) -> None:
+            if self.path == "/info" and server.info_script:
+                server.info_script.pop(0)(self, {})
+                return
             status = server.info_status if self.path == "/info" else 404
             answer_with(status, server.info if status == 200 else {"detail": "Not Found"})(self, {})
 

@@ -141,7 +141,9 @@ def faked_clock(offset_s: int) -> dict[str, str]:
     if not found:
         missing("libfaketime")
     faked = {"LD_PRELOAD": found[0], "FAKETIME": f"{offset_s:+d}"}
-    return faked | {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
+    able_to_sleep = {"PYTHONPATH": str(Path(__file__).with_name("faked_clock"))}
+    timers = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_NO_CACHE": "1"}
+    return faked | timers | able_to_sleep
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 45.0) -> None:

@@ -116,7 +116,7 @@ def test_an_endpoint_that_takes_no_picture_has_no_way(
     the other workers."""
     shared = Shared(redis_url, "q")
     api = ApiClient(WorkerSettings(api_url=server.url), shared, sleep=lambda _: None)
-    api.work_for(1)
+    api.work_for("1")
     server.always = answer_with(status, {"message": "no"})
     with pytest.raises(kind):
         api.endpoint()
@@ -129,17 +129,17 @@ def test_each_job_asks_anew_what_the_endpoint_is(server: ContractServer) -> None
     """A worker lives longer than a job: what it learned for one is not taken for the next, and is
     asked once for each."""
     api = client(server)
-    api.work_for(1)
+    api.work_for("1")
     assert api.endpoint().batch == 8
     server.info = {"model": "another@2", "input_size": 32}
     server.stacks_lists = True
-    api.work_for(2)
+    api.work_for("2")
     assert (api.identity().model, api.identity().input_size) == ("another@2", 32)
     assert api.endpoint().batch == 1
     asked = len(server.requests)
-    api.work_for(1)
+    api.work_for("1")
     assert (api.identity().model, api.endpoint().batch) == ("test-colours@1", 8)
-    api.work_for(2)
+    api.work_for("2")
     assert api.endpoint().batch == 1
     assert len(server.requests) == asked
 
@@ -148,14 +148,14 @@ def test_an_answer_of_another_model_is_never_kept(server: ContractServer) -> Non
     """Should a server be started anew with another model while a job runs, its answers stop the
     job; once the job's model is back, the next task goes on."""
     api = client(server)
-    api.work_for(1)
+    api.work_for("1")
     api.endpoint()
     server.info = {"model": "another@2"}
     for ask in (lambda: api.embed_images(pictures(1)), lambda: api.embed_texts(["a"])):
         with pytest.raises(JobStopped, match="served test-colours@1 and answers now as another@2"):
             ask()
     assert api.identity().model == "test-colours@1"
-    api.work_for(1)
+    api.work_for("1")
     assert api.identity().model == "another@2"
     assert len(api.embed_images(pictures(1))) == 1
 
@@ -169,7 +169,7 @@ def test_a_model_that_info_does_not_name_may_bear_any_name(server: ContractServe
     assert isinstance(api.embed_images(pictures(1))[0], np.ndarray)
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_who_a_server_is_is_not_guessed_while_it_is_away(status: int) -> None:
     """A server that cannot say now what it serves is not taken for one that never does."""
     with (
@@ -177,6 +177,45 @@ def test_who_a_server_is_is_not_guessed_while_it_is_away(status: int) -> None:
         pytest.raises(Outage, match=f"the API answers {status}"),
     ):
         client(server).identity()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [answer_with(500, {}), answer_with(503, {}), hang_up, half_close],
+    ids=["500", "503", "cut", "half-closed"],
+)
+def test_who_a_server_is_is_asked_again_after_trouble_that_passes(
+    server: ContractServer, trouble: Any
+) -> None:
+    """One bad answer to GET /info is nobody's name."""
+    server.info_script = [trouble]
+    api = client(server)
+    assert api.identity().model == "test-colours@1"
+    assert len(api.waits) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 501])
+def test_a_server_that_does_not_say_who_it_is_is_asked_once(status: int) -> None:
+    """Hosted endpoints may have no GET /info, or none for everybody."""
+    with contract_server(info_status=status) as server:
+        api = client(server)
+        assert not api.identity().named
+        assert api.waits == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_this_machine_is_asked_past_any_proxy(
+    server: ContractServer, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    """A proxy of the environment is for other hosts: its own loopback interface is another one."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    here = client(server, api_url=server.url.replace("127.0.0.1", host))
+    assert here.identity().model == "test-colours@1"
+    elsewhere = client(server, api_url="http://api.test")
+    with pytest.raises(Outage, match="the proxy refused"):
+        elsewhere.identity()
 
 
 def test_a_server_without_info_is_named_by_the_model_asked_of_it() -> None:
@@ -228,16 +267,18 @@ def test_a_passing_refusal_is_tried_again(server: ContractServer, status: int) -
 
 
 def test_retry_after_is_honoured(server: ContractServer) -> None:
-    """A short Retry-After is waited for; a long one gives the task back for that time."""
+    """A short Retry-After is waited for; one above twenty seconds gives the task back for that
+    time."""
     api = client(server)
     api.endpoint()
     server.script = [answer_with(429, {}, {"Retry-After": "3"})]
     api.embed_images(pictures(1))
     assert api.waits == [3.0]  # type: ignore[attr-defined]
-    server.script = [answer_with(429, {}, {"Retry-After": "120"})]
+    server.script = [answer_with(429, {}, {"Retry-After": "21"})]
     with pytest.raises(Outage) as caught:
         api.embed_images(pictures(1))
-    assert caught.value.retry_after_s == 120
+    assert caught.value.retry_after_s == 21
+    assert api.waits == [3.0]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -661,13 +702,61 @@ def test_slashes_of_the_address_do_no_harm(server: ContractServer, path: str, se
 
 
 @pytest.mark.parametrize(
-    "address", ["ftp://host", "host:9001", "http://user:pw@host", "http://host?api_key=x"]
+    "address",
+    ["ftp://host", "host:9001", "http://user:pw@host", "http://:pw@host", "http://host?api_key=pw"],
 )
 def test_an_address_with_more_than_an_address_is_refused(address: str) -> None:
     """Keys and passwords do not belong into the address, where they would be shown."""
     with pytest.raises(JobStopped) as caught:
         ApiClient(WorkerSettings(api_url=address))
     assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "transport"),
+    [
+        ("roboflow.com", "query"),
+        ("serverless.roboflow.com", "query"),
+        ("evilroboflow.com", "body"),
+        ("roboflow.com.evil.test", "body"),
+        ("name.roboflow.cloud", "body"),
+    ],
+)
+def test_the_key_travels_in_the_query_to_its_own_hosts_alone(host: str, transport: str) -> None:
+    """What is in an address stands in the logs of whoever is asked."""
+    api = ApiClient(WorkerSettings(api_url=f"https://{host}", api_key=KEY))
+    assert api.wire._transport == transport
+    assert (KEY in api.wire._query) == (transport == "query")
+
+
+def test_a_key_is_checked_without_a_call_that_costs(server: ContractServer) -> None:
+    """By a request that asks for nothing."""
+    server.key = KEY
+    client(server, api_key=KEY).check_key()
+    wrong = client(server, api_key="another")
+    with pytest.raises(JobStopped, match="the API answers 401"):
+        wrong.check_key()
+    assert (wrong.spent.image_calls, wrong.spent.text_calls) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("embeds", "way", "compares"),
+    [
+        (True, "auto", False),
+        (False, "auto", True),
+        (True, "compare", True),
+        (False, "embed", False),
+    ],
+)
+def test_whether_pictures_are_embedded_is_asked_without_a_call_that_costs(
+    embeds: bool, way: str, compares: bool
+) -> None:
+    """A way that a person chose is not asked about."""
+    with contract_server(embeds=embeds) as server:
+        api = client(server, api_way=way)
+        assert api.only_compares() == compares
+        assert all(not {"image", "subject"} & set(body) for _, body, _ in server.requests)
+        assert bool(server.requests) == (way == "auto")
 
 
 def test_what_is_spent_is_counted(server: ContractServer) -> None:

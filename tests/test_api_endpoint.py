@@ -16,7 +16,7 @@ from workers.footage.picture import encode_jpeg
 from workers.settings import WorkerSettings
 from workers.shared import Shared
 
-JOB = 7
+JOB = "7-1"
 
 
 @pytest.fixture
@@ -154,6 +154,18 @@ def test_another_release_of_the_server_is_asked_anew(
     server.stacks_lists = False
     assert workers[2].way == workers[3].way == (True, 8)
     assert asked(server) == 2
+
+
+def test_jobs_of_different_names_are_asked_for_each(
+    server: ContractServer, workers: list[Worker]
+) -> None:
+    """What was found for a job is no other job's word."""
+    server.stacks_lists = True
+    assert workers[0].way == (True, 1)
+    server.stacks_lists = False
+    workers[1].api.work_for("7-2")
+    assert workers[1].way == (True, 8)
+    assert workers[2].way == (True, 1)
 
 
 @pytest.mark.parametrize("way", ["embed", "compare"])

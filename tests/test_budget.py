@@ -25,7 +25,7 @@ from sqlalchemy import Engine, select
 from nightreel.cli import run_command
 from scheduler.submit import job_spec
 from storage import ledger, results
-from storage.database import connect, reading
+from storage.database import connect, reading, upgrade
 from storage.embedded import embedded_ranges
 from storage.ledger import BudgetSpent, JobState
 from storage.ranges import stored_range
@@ -33,6 +33,7 @@ from storage.records import ArchiveFile, Fit, Gap, GapKind, Label, LabelSet, Sam
 from storage.schema import tasks as task_table
 from workers import process, tasks
 from workers.api import ApiClient, Outage
+from workers.endpoint import plain_picture
 from workers.probing import Asked, probe_and_plan
 from workers.settings import WorkerSettings
 
@@ -159,12 +160,17 @@ def farm(
     process._made.cache_clear()
     engine = connect(sqlite_url)
     yield Farm(engine, make_clip(tmp_path / "clip.mp4", [("red", 4), ("blue", 4)]), server)
+    end_process()
+    engine.dispose()
+
+
+def end_process() -> None:
+    """The next task is another process's."""
     own = process.current()
     own.engine.dispose()
     own.client.close()
     own.shared.close()
     process._made.cache_clear()
-    engine.dispose()
 
 
 def test_usage_is_what_the_server_was_asked(farm: Farm) -> None:
@@ -227,7 +233,7 @@ def test_calls_of_an_attempt_in_vain_are_spent(farm: Farm) -> None:
     """A range whose second call fails is put back, and its first call stays on the bill."""
     farm.server.stacks_lists = True
     client = process.current().client
-    client.work_for(farm.job.id)
+    client.work_for(f"{farm.job.id}-{farm.job.created_ms}")
     client.endpoint()
     ledger.set_budget(farm.engine, farm.job.id, 100)
     # The texts and one picture are answered; then the API is gone.
@@ -291,6 +297,53 @@ def test_a_route_that_goes_away_costs_a_job_nothing(
     with reading(farm.engine) as connection:
         assert set(connection.scalars(select(task_table.c.attempts))) == {1}
     assert sum(path == "/clip/compare" for path, body, _ in farm.server.requests if body) >= 6
+
+
+def test_databases_that_share_a_redis_take_no_word_for_each_others_jobs(
+    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a job 1: what the endpoint was found to be for one, lists that do not work, holds
+    for that one alone."""
+    farm.server.stacks_lists = True
+    farm.work()
+    assert farm.status.usage.image_calls == 1 + 8
+    farm.server.stacks_lists = False
+    monkeypatch.setenv("NIGHTREEL_DATABASE_URL", f"sqlite:///{tmp_path / 'other.db'}")
+    end_process()
+    engine = connect(os.environ["NIGHTREEL_DATABASE_URL"])
+    upgrade(engine)
+    other = Farm(engine, tmp_path / "clip.mp4", farm.server)
+    other.work()
+    assert other.job.id == farm.job.id
+    assert other.status.usage.image_calls == 1 + 4
+    engine.dispose()
+
+
+@pytest.mark.expects_error_log("^api-")
+@pytest.mark.parametrize(
+    ("info", "stands"),
+    [
+        ({"name": "a page"}, JobState.RUNNING),
+        ({"model": "another@2"}, JobState.PAUSED),
+    ],
+    ids=["nameless", "another"],
+)
+def test_an_api_that_does_not_say_what_it_serves_stops_no_job(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], stands: JobState
+) -> None:
+    """A job of a model that the API named waits until it is named again; an API that names another
+    one stops it. No attempt is spent either way."""
+    monkeypatch.setattr(tasks, "OUTAGE_DELAY_S", 0.0)
+    right, farm.server.info = farm.server.info, info
+    farm.work()
+    assert farm.status.job.state is stands
+    assert farm.server.requests == []
+    farm.server.info = right
+    ledger.resume_job(farm.engine, farm.job.id)
+    farm.work()
+    assert farm.status.tasks_by_state[TaskState.DONE] == 4
+    with reading(farm.engine) as connection:
+        assert set(connection.scalars(select(task_table.c.attempts))) == {1}
 
 
 def test_a_connection_that_is_refused_is_no_call() -> None:
@@ -572,8 +625,10 @@ def test_a_plan_names_what_is_no_video(tmp_path: Path, archive: Path) -> None:
     [
         ("plan", "--rate", "nan"),
         ("plan", "--rate", "inf"),
+        ("plan", "--rate", "1e-320"),
         ("plan", "--price-per-1000", "nan"),
         ("plan", "--price-per-1000", "inf"),
+        ("plan", "--price-per-1000", "1e308"),
         ("run", "--max-rps", "nan"),
         ("run", "--max-rps", "inf"),
     ],
@@ -599,6 +654,48 @@ def test_an_api_that_takes_no_picture_has_no_plan(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == "nightreel: the API answers 500: no really\n"
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(
+    ("labels", "how", "said"),
+    [
+        (
+            "{name: dark, examples: dark.jpg}, {name: light, examples: light.jpg}",
+            {"embeds": False},
+            "the label 'dark': this API compares prompts only",
+        ),
+        (
+            f"{{name: wordy, prompts: {'word ' * 90}}}, {{name: light}}",
+            {"longest_text": 70},
+            "the label 'wordy', prompt 'word word",
+        ),
+    ],
+    ids=["examples", "prompt"],
+)
+def test_labels_that_the_api_cannot_use_have_neither_a_plan_nor_a_job(
+    tmp_path: Path,
+    archive: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    labels: str,
+    how: dict[str, Any],
+    said: str,
+) -> None:
+    """Example pictures where texts and pictures are only compared, and prompts that are too long:
+    one line that names the label, exit code 2."""
+    (tmp_path / "dark.jpg").write_bytes(plain_picture(64, 40))
+    (tmp_path / "light.jpg").write_bytes(plain_picture(64, 200))
+    (tmp_path / "labels.yaml").write_text(f"labels: [{labels}]")
+    database = tmp_path / "results.db"
+    with contract_server(**how) as server:
+        words = ["--api", server.url, "--labels", str(tmp_path / "labels.yaml")]
+        words += ["--db", f"sqlite:///{database}"]
+        assert run_command([command, str(archive), *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not database.exists()
 
 
 @pytest.mark.parametrize("at_home", [True, False])

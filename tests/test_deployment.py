@@ -59,6 +59,9 @@ from contract_server import (
     picture_vector,
     text_vector,
 )
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from packaging.requirements import Requirement
 from prometheus_client import CollectorRegistry
 
@@ -254,6 +257,34 @@ def test_every_variable_is_one_that_something_reads() -> None:
     assert offered <= read_by_the_file | passed_on | read_by_the_example
     for name in read_by_the_file - offered:
         assert f"`{name}" in DOCUMENT, f"{name} is told nowhere"
+
+
+FIXED = {
+    "scheduler": {"NIGHTREEL_NOTIFY_SECRET", "NIGHTREEL_TASK_SECONDS"},
+    "worker": {"NIGHTREEL_API_KEY", "NIGHTREEL_WORKER_NAME"},
+    "api": {
+        *("NIGHTREEL_ENGINE", "NIGHTREEL_MODEL_DIR", "NIGHTREEL_SERVER_HOST"),
+        *("NIGHTREEL_SERVER_PORT", "NIGHTREEL_SERVER_API_KEY_FILE"),
+    },
+}
+"""Settings that no line of .env sets: secrets are files, the file's own commands say where the API
+listens and what it loads, who submits says how long a task is, a container has a name."""
+
+
+@pytest.mark.parametrize(
+    ("service", "settings"),
+    [
+        ("scheduler", (StorageSettings, QueueSettings, ServiceSettings, SchedulerSettings)),
+        ("worker", (StorageSettings, QueueSettings, ServiceSettings, WorkerSettings)),
+        ("api", (ServerSettings,)),
+    ],
+)
+def test_a_service_can_be_told_all_that_it_reads(service: str, settings: tuple[Any, ...]) -> None:
+    """A setting in .env reaches the service that reads it, or is one of the few that the file
+    decides itself."""
+    passed_on = set(yaml.safe_load(FILE.read_text("utf-8"))["services"][service]["environment"])
+    reads = {f"NIGHTREEL_{name}".upper() for some in settings for name in some.model_fields}
+    assert reads - passed_on == FIXED[service]
 
 
 def test_the_monitor_is_optional() -> None:
@@ -791,6 +822,7 @@ WELL = {
     'nightreel_up{service="database"}': "1x60",
     'nightreel_up{service="queue"}': "1x60",
     "nightreel_leader": "1x60",
+    'nightreel_jobs{state="running"}': "1x40 0x20",
     'up{job="worker"}': "1x60",
     'nightreel_tasks{state="pending"}': "1000-20x40 0x20",
     'nightreel_tasks_total{outcome="done"}': "0+20x60",
@@ -816,6 +848,28 @@ NONE = "_x60"
             {"NothingConsumes": {}},
         ),
         (
+            # A queue that is full takes nothing, and what was in it is done.
+            {
+                'nightreel_up{service="queue"}': "0x60",
+                'nightreel_jobs{state="running"}': "1x60",
+                'nightreel_tasks{state="pending"}': "1000x60",
+                'nightreel_tasks_total{outcome="done"}': "500x60",
+                "nightreel_queue_length": NONE,
+            },
+            {"ServiceAway": {"service": "queue"}, "NothingDone": {}},
+        ),
+        (
+            # What a person has paused may wait.
+            {
+                'nightreel_jobs{state="running"}': "0x60",
+                'nightreel_jobs{state="paused"}': "1x60",
+                'nightreel_tasks{state="pending"}': "1000x60",
+                'nightreel_tasks_total{outcome="done"}': "500x60",
+                "nightreel_queue_length": "0x60",
+            },
+            {},
+        ),
+        (
             # Reading new files is work, too.
             {
                 'nightreel_tasks_total{outcome="done"}': "0x60",
@@ -833,12 +887,13 @@ NONE = "_x60"
         (
             {
                 'up{job="worker"}': NONE,
+                'nightreel_jobs{state="running"}': "1x60",
                 'nightreel_tasks{state="pending"}': "1000x60",
                 'nightreel_tasks_total{outcome="done"}': NONE,
                 'nightreel_probes_total{outcome="done"}': NONE,
                 "nightreel_queue_age_seconds": "0+60x60",
             },
-            {"NoWorker": {}, "NothingConsumes": {}, "QueueOld": {}},
+            {"NoWorker": {}, "NothingConsumes": {}, "NothingDone": {}, "QueueOld": {}},
         ),
         (
             {'nightreel_errors_total{kind="read-error"}': "0+10x60"},
@@ -946,6 +1001,27 @@ def test_grafana_finds_its_dashboard_and_its_data() -> None:
         assert max(x for x, _ in cells) < 24
         taken |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_grafana_s_own_types_know_every_word_of_the_dashboard() -> None:
+    """Read and written again by the types that Grafana publishes, which drop what they do not know,
+    all of it is there: no option of a panel is misspelt or in the wrong place."""
+    register_default_plugins()
+    known = Dashboard.from_json(DASHBOARD)
+    again = json.loads(JSONEncoder().encode(known))
+    assert list(lost(DASHBOARD, again, "dashboard")) == []
+
+
+def lost(given: Any, found: Any, place: str) -> Iterator[str]:
+    """Places of what was given and is not found, or is something else there."""
+    if isinstance(given, dict) and isinstance(found, dict):
+        for name, value in given.items():
+            yield from lost(value, found.get(name), f"{place}.{name}")
+    elif isinstance(given, list) and isinstance(found, list) and len(given) == len(found):
+        for number, pair in enumerate(zip(given, found, strict=True)):
+            yield from lost(*pair, f"{place}[{number}]")
+    elif given != found:
+        yield place
 
 
 PANELS = {panel["title"]: [t["expr"] for t in panel["targets"]] for panel in DASHBOARD["panels"]}

@@ -44,7 +44,7 @@ class Havoc:
         self.farm, self.chance = farm, chance
         self._redis, self._postgres = redis_service, postgres_service
         # Every message of one comes three times. Its clock is half an hour ahead; workers with such
-        # clocks have a test of their own, since libfaketime lets no Python wait between two calls.
+        # clocks have a test of their own.
         self.schedulers = [
             farm.scheduler("-c", TRIPLED, name="first", **faked_clock(1800)),
             farm.scheduler(name="second"),

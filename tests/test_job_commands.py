@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import RANGE, add_video, claimed, file, found, planned, spec, work
+from contract_server import contract_server
+from rows import RANGE, SECOND, add_video, claimed, file, found, planned, spec, work
 from sqlalchemy import Engine, event, update
 
 from nightreel.cli import run_command
@@ -26,8 +27,8 @@ from storage.dialect import Now
 from storage.failures import Lost, failures
 from storage.ledger import BUDGET_SPENT, JobState
 from storage.ledger.progress import BY_HAND, list_jobs
-from storage.records import TaskState, VideoState
-from storage.schema import jobs, tasks
+from storage.records import Gap, GapKind, TaskState, VideoState
+from storage.schema import gaps, job_videos, jobs, tasks
 
 NIGHTREEL = str(Path(sys.executable).with_name("nightreel"))
 
@@ -59,6 +60,12 @@ def fail(engine: Engine, task_id: int, kind: str = "decode") -> None:
     claim = claimed(engine, task_id)
     state = ledger.give_back(engine, task_id, claim.fence, kind, "no frame came", 1, 0)
     assert state is TaskState.FAILED
+
+
+def written(engine: Engine, job_id: int, **values: str) -> None:
+    """As if another release had written this of the job."""
+    with writing(engine) as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(values))
 
 
 # How a job stands
@@ -297,6 +304,91 @@ def test_a_list_of_many_jobs_is_a_few_queries(engine: Engine) -> None:
     assert queries() == of_one
 
 
+@pytest.mark.parametrize(
+    "theirs", [{"sampling": "bursts@2"}, {"sampling": "first@1/0"}, {"fit": "spiral"}]
+)
+def test_a_job_of_a_later_release_is_listed_and_ended_as_any_other(
+    farm: Engine, capsys: pytest.CaptureFixture[str], theirs: dict[str, str]
+) -> None:
+    """It says that this release cannot read it, stops no answer about the others, and can be
+    paused, cancelled and purged; what would have to read it ends with one line."""
+    planned(farm, 2 * RANGE, key="theirs")
+    claim = claimed(farm, ledger.feed(farm, 1)[0])
+    assert results.commit(farm, claim.task_id, claim.fence, found(claim))
+    written(farm, 1, version="9.0", **theirs)
+    planned(farm, RANGE, key="ours")
+    ours, of_them = Asked(capsys, "jobs", "--format", "json").json
+    assert (ours["unreadable"], ours["done"]) == (None, 0)
+    assert "made by nightreel 9.0" in of_them["unreadable"]
+    assert "Unreadable because" in Asked(capsys, "jobs").out
+    assert "made by nightreel 9.0" in Asked(capsys, "status", "1").out
+    told = Asked(capsys, "status", "1", "--json").json
+    assert (told["unreadable"], told["tasks_done"]) == (of_them["unreadable"], 1)
+    assert {name: told[name] for name in theirs} == theirs
+    assert Asked(capsys, "status", "2", "--json").json["unreadable"] is None
+    refused = Asked(capsys, "search", "--like", "v0.mp4@0:00:01", "--job", "1")
+    assert (refused.code, refused.said) == (11, f"nightreel: {told['unreadable']}\n")
+    assert "is paused" in Asked(capsys, "pause", "1").said
+    assert "goes on" in Asked(capsys, "resume", "1").said
+    assert "1 task given up" in Asked(capsys, "cancel", "1", "--yes").said
+    assert Asked(capsys, "status", "1", "--json").json["state"] == "closed"
+    assert Asked(capsys, "purge", "1", "--yes").code == 0
+    assert [row["job"] for row in Asked(capsys, "jobs", "--format", "json").json] == [2]
+
+
+def test_a_state_of_a_later_release_is_shown_as_it_is(
+    farm: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the job, its videos, its tasks: each is counted under its own name, and nothing is begun
+    or ended that this release does not know to be so."""
+    job = planned(farm, RANGE, RANGE, RANGE)
+    written(farm, job.job_id, state="draining", version="9.0")
+    with writing(farm) as connection:
+        connection.execute(update(tasks).where(tasks.c.id == 2).values(state="parked"))
+        mine = job_videos.c.video_id == job.video_ids[2]
+        connection.execute(update(job_videos).where(mine).values(state="sealed"))
+    (row,) = Asked(capsys, "jobs", "--format", "json").json
+    assert (row["state"], "nightreel 9.0" in row["unreadable"]) == ("draining", True)
+    told = Asked(capsys, "status", "--json").json
+    assert [told[name] for name in ("tasks_parked", "tasks_pending", "videos_sealed")] == [1, 2, 1]
+    assert "1 parked" in Asked(capsys, "status").out
+    assert "is draining: there is nothing to pause" in Asked(capsys, "pause", "1").said
+    assert "is draining: there is nothing to resume" in Asked(capsys, "resume", "1").said
+    assert ledger.feed(farm, 9) == []
+    assert Asked(capsys, "cancel", "1", "--yes").code == 0
+    assert Asked(capsys, "purge", "1", "--yes").code == 0
+
+
+@pytest.mark.expects_error_log("cannot be closed")
+def test_a_job_that_cannot_be_closed_can_be_purged(
+    farm: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once it is cancelled nobody works on it, though a video of it holds what only another release
+    can read; before, it is refused."""
+    job = planned(farm, 2 * RANGE)
+    claim = claimed(farm, ledger.feed(farm, 1)[0])
+    gap = Gap(0, RANGE * SECOND, GapKind.DAMAGED)
+    assert results.commit(farm, claim.task_id, claim.fence, found(claim, gaps=[gap]))
+    with writing(farm) as connection:
+        connection.execute(update(gaps).values(kind="eaten"))
+    assert Asked(capsys, "purge", "1", "--yes").code == 2
+    assert Asked(capsys, "cancel", "1", "--yes").code == 0
+    assert not ledger.status(farm, job.job_id).finished
+    assert Asked(capsys, "purge", "1", "--yes").code == 0
+    assert Asked(capsys, "jobs", "--format", "json").json == []
+
+
+@pytest.mark.parametrize("key", ["", " ", "\t\n"])
+def test_a_blank_idempotency_key_is_refused(
+    farm: Engine, capsys: pytest.CaptureFixture[str], key: str
+) -> None:
+    """It is a script's unset variable: jobs that have nothing in common would share it."""
+    asked = ["submit", "/archive", "--label", "a", "--api", "http://127.0.0.1:9"]
+    refused = Asked(capsys, *asked, "--idempotency-key", key)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.said.splitlines()[-1].startswith("Error: Invalid value for --idempotency-key: ")
+
+
 # Steering
 
 
@@ -307,6 +399,7 @@ def test_pausing_and_resuming_say_what_happened(
     job = planned(farm, RANGE)
     nothing = Asked(capsys, "resume", "1")
     assert (nothing.code, "nothing to resume" in nothing.said) == (0, True)
+    assert ledger.calls_left(farm, job.job_id) is None
     assert "is paused" in Asked(capsys, "pause", "1").said
     assert ledger.get_job(farm, job.job_id).pause_kind == BY_HAND
     assert ledger.feed(farm, 1) == []
@@ -328,6 +421,45 @@ def test_a_spent_budget_wants_more_calls(farm: Engine, capsys: pytest.CaptureFix
     assert Asked(capsys, "resume", "1", "--max-calls", "50").code == 0
     assert ledger.calls_left(farm, job.job_id) == 50
     assert ledger.get_job(farm, job.job_id).state is JobState.RUNNING
+
+
+def test_a_job_that_runs_is_given_a_budget_too(
+    farm: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It need not be paused for that; one that is closed is given none, and that is an error."""
+    job = planned(farm, RANGE)
+    given = Asked(capsys, "resume", "1", "--max-calls", "50")
+    said = "job 1 is running: 50 calls may be billed from now on\n"
+    assert (given.code, given.said) == (0, said)
+    assert ledger.calls_left(farm, job.job_id) == 50
+    work(farm)
+    ledger.close_finished(farm)
+    refused = Asked(capsys, "resume", "1", "--max-calls", "60")
+    assert (refused.code, "is closed" in refused.said) == (2, True)
+    assert ledger.calls_left(farm, job.job_id) == 50
+
+
+def test_a_submission_of_a_job_that_has_spent_its_budget_says_what_goes_on(
+    farm: Engine, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The command that it names is one that is not refused."""
+    (tmp_path / "a.mp4").write_bytes(b"a")
+    with contract_server() as server:
+        asked = ["submit", str(tmp_path), "--label", "a", "--label", "b", "--api", server.url]
+        asked += ["--max-calls", "5"]
+        assert Asked(capsys, *asked).code == 0
+        ledger.pause_job(farm, 1, BUDGET_SPENT, "the budget is spent")
+        again = Asked(capsys, *asked)
+    assert (again.code, "`nightreel resume 1 --max-calls N` goes on" in again.said) == (0, True)
+
+
+@pytest.mark.parametrize("option", ["--name", "--tag"])
+def test_a_name_is_one_line(farm: Engine, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    """What would break the tables of everybody's jobs is refused."""
+    asked = ["submit", "/archive", "--label", "a", "--api", "http://127.0.0.1:9"]
+    refused = Asked(capsys, *asked, option, "two\nlines")
+    assert (refused.code, refused.out) == (2, "")
+    assert f"Invalid value for '{option}': printable characters" in refused.said
 
 
 def test_a_cancelled_job_is_closed_and_can_be_retried(
@@ -356,13 +488,20 @@ def test_a_cancelled_job_is_closed_and_can_be_retried(
 def test_cancelling_ends_the_reading_of_files_too(
     farm: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A submitted job whose files wait to be read is closed; retrying has them read."""
+    """A submitted job whose files wait to be read is closed; retrying has them read. What is said
+    counts files as files."""
     job = ledger.open_job(farm, spec(), files=[file("one"), file("two")])
-    Asked(capsys, "cancel", "1", "--yes")
+    ledger.pause_job(farm, job.id, BY_HAND, "lunch")
+    assert "goes on: 2 unread files open" in Asked(capsys, "resume", "1").said
+    assert "give up 2 unread files?" in Asked(capsys, "cancel", "1").said
+    assert "is cancelled: 2 unread files given up" in Asked(capsys, "cancel", "1", "--yes").said
     stands = ledger.status(farm, job.id)
     assert (stands.finished, stands.complete, stands.open_probes) == (True, False, 0)
-    assert "job 1: 2 tasks open again" in Asked(capsys, "retry", "1").said
+    assert "job 1: 2 unread files open again" in Asked(capsys, "retry", "1").said
     assert ledger.status(farm, job.id).open_probes == 2
+    add_video(farm, job.id, "v0", RANGE)
+    ledger.pause_job(farm, job.id, BY_HAND, "lunch")
+    assert "goes on: 1 task and 2 unread files open" in Asked(capsys, "resume", "1").said
 
 
 @pytest.mark.parametrize(("answer", "code", "closed"), [("n", 130, False), ("y", 0, True)])
@@ -399,6 +538,25 @@ def test_retrying_chooses_by_reason_and_video(
     assert "1 task open again" in Asked(capsys, "retry", "1", "--video", "v1.mp4").said
     assert Asked(capsys, "retry", "1", "--video", "gone.mp4").code == 2
     assert ledger.status(farm, 1).tasks_by_state[TaskState.FAILED] == 1
+
+
+def test_retrying_takes_every_reason_that_failures_names(
+    farm: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That of a range, and that of a video all of whose ranges failed or were cancelled."""
+    planned(farm, 2 * RANGE, RANGE)
+    for task_id in ledger.feed(farm, 2):
+        fail(farm, task_id, "read-error")
+    ledger.cancel_job(farm, 1)
+    ledger.close_finished(farm)
+    named = {row["kind"] for row in Asked(capsys, "failures", "--format", "json").json}
+    assert named == {"read-error", "task-failed"}
+    for kind, opened in (("cancelled", 1), ("task-failed", 2)):
+        said = Asked(capsys, "retry", "1", "--reason", kind).said
+        assert f"{opened} task{'s' * (opened > 1)} open again" in said
+    for task_id in ledger.feed(farm, 9):
+        fail(farm, task_id, "read-error")
+    assert "3 tasks open again" in Asked(capsys, "retry", "1", "--reason", "read-error").said
 
 
 # Dead letters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from rows import (
     RANGE,
     SEASONS,
     SECOND,
+    Planned,
     add_video,
     claimed,
     file,
@@ -29,16 +32,26 @@ from rows import (
     spec,
     work,
 )
-from sqlalchemy import Engine, Table, event, func, select, text, update
+from sqlalchemy import Engine, Table, delete, event, func, insert, select, text, update
 
 from storage import ledger, results
 from storage.coverage import coverage
 from storage.database import connect, reading, writing
 from storage.dialect import Now
 from storage.labels import label_set
-from storage.ledger import IncompatiblePlan, JobState, NoSuchJob, closing
+from storage.ledger import IncompatiblePlan, JobState, NoSuchJob, Units, UnreadableJob, closing
 from storage.records import ArchiveFile, Gap, GapKind, TaskState, VideoState
-from storage.schema import embeddings, gaps, job_videos, predictions, samples, scenes, tasks, usage
+from storage.schema import (
+    embeddings,
+    gaps,
+    job_videos,
+    predictions,
+    samples,
+    scenes,
+    tasks,
+    usage,
+    videos,
+)
 from storage.schema import jobs as jobs_table
 
 
@@ -112,7 +125,7 @@ def test_a_hostile_name_is_stored_and_opened(engine: Engine, name: str) -> None:
     assert ledger.known_video(engine, odd) == video_id
     ledger.plan_video(engine, job.id, video_id, info(RANGE), ranges(RANGE))
     claim = claimed(engine, ledger.feed(engine, 1)[0])
-    assert claim.path_raws == (odd.path_raw,)
+    assert claim.files == (odd,)
 
 
 def test_planning_again_adds_nothing(engine: Engine) -> None:
@@ -270,6 +283,79 @@ def test_a_job_that_was_paused_has_no_credit(engine: Engine) -> None:
     assert fed_by_job(engine, rounds=5, window=4) == pytest.approx({first: 10, second: 10}, abs=1)
 
 
+def planned_in_bulk(engine: Engine, key: str, priority: int, ranges_of: list[int]) -> int:
+    """A submitted job of videos of so many ranges each, in this order, written by a few statements;
+    its plans say nothing, since nobody claims them."""
+    job_id = ledger.open_job(engine, spec(key), priority=priority, files=()).id
+    named = [f"{key} {number}" for number in range(len(ranges_of))]
+    blank = {"plan": "", "state": "pending", "attempts": 0, "fence": 0, "not_before_ms": 0}
+    with writing(engine) as connection:
+        connection.execute(insert(videos), [{"content_id": name} for name in named])
+        mine = select(videos.c.id).where(videos.c.content_id.in_(named)).order_by(videos.c.id)
+        of_video = [
+            {"job_id": job_id, "video_id": video_id, "duration_us": count * SECOND, "opening": 1}
+            for video_id, count in zip(connection.scalars(mine), ranges_of, strict=True)
+        ]
+        connection.execute(insert(job_videos).values(state="running", analysed_us=0), of_video)
+        connection.execute(
+            insert(tasks).values(**blank, samples=0, gap_us=0),
+            [
+                {
+                    "job_id": job_id,
+                    "video_id": one["video_id"],
+                    "ordinal": at,
+                    "bucket_start": at,
+                    "bucket_end": at + 1,
+                    "start_us": at * SECOND,
+                    "end_us": (at + 1) * SECOND,
+                }
+                for one, count in zip(of_video, ranges_of, strict=True)
+                for at in range(count)
+            ],
+        )
+    return job_id
+
+
+def test_ten_hours_of_one_video_hold_up_neither_thousands_of_clips_nor_other_jobs(
+    engine: Engine,
+) -> None:
+    """A video of 600 ranges was submitted before 5,000 clips of one range. Every clip is fed before
+    its second range; a more urgent job has four times the share of this one, a less urgent one a
+    quarter, of whatever stretch of the night, and then each what the others leave."""
+    archive = planned_in_bulk(engine, "archive", 0, [600] + [1] * 5000)
+    urgent = planned_in_bulk(engine, "urgent", 2, [1] * 1000)
+    late = planned_in_bulk(engine, "late", -2, [1] * 300)
+    order: list[tuple[int, int, int]] = []
+    with reading(engine) as connection:
+        known = {
+            row.id: (row.job_id, row.video_id, row.ordinal)
+            for row in connection.execute(
+                select(tasks.c.id, tasks.c.job_id, tasks.c.video_id, tasks.c.ordinal)
+            )
+        }
+    while fed := ledger.feed(engine, 250):
+        order += [known[task_id] for task_id in fed]
+        with writing(engine) as connection:
+            connection.execute(update(tasks).where(tasks.c.id.in_(fed)).values(state="done"))
+    assert len(order) == len(set(order)) == len(known) == 6900
+
+    ours = [(video_id, ordinal) for job_id, video_id, ordinal in order if job_id == archive]
+    long_one = min(video_id for video_id, _ in ours)
+    assert {ordinal for _, ordinal in ours[:5001]} == {0}
+    assert ours[5001:] == [(long_one, ordinal) for ordinal in range(1, 600)]
+
+    jobs_fed = [job_id for job_id, _, _ in order]
+    for begin in range(0, 12 * 105, 105):
+        shares = Counter(jobs_fed[begin : begin + 105])
+        assert shares == pytest.approx({urgent: 80, archive: 20, late: 5}, abs=2)
+    last = {job_id: at for at, job_id in enumerate(jobs_fed)}
+    assert last[urgent] == pytest.approx(1000 / 80 * 105, abs=10)
+    for begin in range(last[urgent] + 1, last[late] - 50, 50):
+        shares = Counter(jobs_fed[begin : begin + 50])
+        assert shares == pytest.approx({archive: 40, late: 10}, abs=2)
+    assert set(jobs_fed[last[late] + 1 :]) == {archive}
+
+
 def test_a_run_feeds_its_own_job_alone(engine: Engine) -> None:
     """The scheduler service leaves the jobs of runs on single machines to them."""
     of_run = ledger.open_job(engine, spec("run"))
@@ -315,7 +401,7 @@ def test_a_claim_carries_all_that_a_worker_needs(engine: Engine) -> None:
     assert claim.info == info(10)
     assert claim.frame_range == ranges(10)[0]
     assert (claim.job_id, claim.video_id) == (job.job_id, job.video_ids[0])
-    assert set(claim.path_raws) == {b"/archive/copy.mp4", b"/archive/v0.mp4"}
+    assert set(claim.files) == {file("copy"), file("v0")}
     assert (claim.content_id, claim.attempts, claim.fence) == ("content-v0", 1, 1)
     want = spec()
     assert (claim.sampling, claim.fit, claim.top_n, claim.model) == (
@@ -333,7 +419,7 @@ def test_the_latest_place_of_a_video_comes_first(engine: Engine) -> None:
         connection.execute(text("UPDATE files SET seen_ms = seen_ms - 1000"))
     ledger.register_file(engine, file("moved"), "content-v0")
     claim = claimed(engine, ledger.feed(engine, 1)[0])
-    assert claim.path_raws == (b"/archive/moved.mp4", b"/archive/v0.mp4")
+    assert claim.files == (file("moved"), file("v0"))
 
 
 def test_of_many_claims_one_wins(engine: Engine) -> None:
@@ -413,6 +499,48 @@ def test_a_plan_of_another_release_is_left_alone(engine: Engine) -> None:
     assert (row.state, row.attempts, row.error_kind) == (TaskState.PENDING, 0, ledger.INCOMPATIBLE)
     assert "one release" in row.error
     assert ledger.claim(engine, fed, "w", 60) is None
+
+
+@pytest.mark.parametrize("theirs", [{"sampling": "bursts@2"}, {"fit": "spiral"}])
+def test_a_job_of_another_release_is_left_alone(engine: Engine, theirs: dict[str, str]) -> None:
+    """A worker that cannot read what the job asks for names both releases, and leaves its tasks."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    with writing(engine) as connection:
+        connection.execute(update(jobs_table).values(version="9.0", **theirs))
+    said = f"nightreel {version('nightreel')}, cannot read what nightreel 9.0 planned: "
+    with pytest.raises(IncompatiblePlan, match=re.escape(said)):
+        ledger.claim(engine, fed, "w", 60)
+    row = task(engine, fed)
+    assert (row.state, row.attempts, row.error_kind) == (TaskState.PENDING, 0, ledger.INCOMPATIBLE)
+    (job,) = ledger.jobs(engine)
+    assert job.unreadable is not None
+    assert "nightreel 9.0" in job.unreadable
+    with pytest.raises(UnreadableJob, match=re.escape(job.unreadable)):
+        _ = job.sampling, job.fit
+
+
+def test_a_job_of_another_release_is_closed_as_it_is_written(engine: Engine) -> None:
+    """What its workers have committed closes to the same scenes under a scheduler that cannot read
+    how its frames were chosen: vectors are found by the words that stand in the rows."""
+    for key, sampling in (("ours", None), ("theirs", "bursts@2")):
+        job = ledger.open_job(engine, spec(key), files=())
+        add_video(engine, job.id, key, 4 * RANGE)
+        work(engine)
+        if sampling is not None:
+            with writing(engine) as connection:
+                of_job = jobs_table.c.id == job.id
+                connection.execute(update(jobs_table).where(of_job).values(sampling=sampling))
+                mine = embeddings.c.video_id == 2
+                connection.execute(update(embeddings).where(mine).values(sampling=sampling))
+    assert len(ledger.close_finished(engine)) == 2
+    with reading(engine) as connection:
+        shown = [column for column in scenes.c if column.name not in ("job_id", "video_id")]
+        ours, theirs = (
+            connection.execute(select(*shown).where(scenes.c.job_id == number)).all()
+            for number in (1, 2)
+        )
+    assert ours == theirs != []
 
 
 # Leases and fences
@@ -533,6 +661,17 @@ def test_a_faulty_task_fails_after_its_attempts(engine: Engine) -> None:
     assert ledger.feed(engine, 1) == []
 
 
+def test_a_lease_and_a_rest_may_be_as_long_as_one_likes(engine: Engine) -> None:
+    """Also beyond the milliseconds that 32 bits count."""
+    planned(engine, RANGE)
+    (fed,) = ledger.feed(engine, 1)
+    claim, months_s = claimed(engine, fed, 10_000_000), 10_000_000
+    assert ledger.heartbeat(engine, fed, claim.fence, months_s)
+    state = ledger.give_back(engine, fed, claim.fence, "read-error", "no", 9, months_s)
+    assert state is TaskState.PENDING
+    assert ledger.feed(engine, 1) == []
+
+
 # Sweeping
 
 
@@ -643,7 +782,7 @@ def test_a_cancelled_job_closes_with_gaps(engine: Engine) -> None:
     fed = ledger.feed(engine, 2)
     first, second = claimed(engine, fed[0]), claimed(engine, fed[1])
     results.commit(engine, fed[0], first.fence, found(first))
-    assert ledger.cancel_job(engine, job.job_id) == 2
+    assert ledger.cancel_job(engine, job.job_id) == Units(2, 0)
     assert not results.commit(engine, fed[1], second.fence, found(second))
     states = {one.video_id: one.state for one in ledger.close_finished(engine)}
     assert list(states.values()) == [VideoState.PARTIAL, VideoState.CANCELLED]
@@ -665,8 +804,8 @@ def test_failed_tasks_can_be_tried_again(engine: Engine) -> None:
     work(engine)
     (closed,) = ledger.close_finished(engine)
     assert closed.state is VideoState.PARTIAL
-    assert ledger.retry_job(engine, calm.job_id) == 0
-    assert ledger.retry_job(engine, job.job_id) == 1
+    assert ledger.retry_job(engine, calm.job_id) == Units(0, 0)
+    assert ledger.retry_job(engine, job.job_id) == Units(1, 0)
     assert not ledger.status(engine, job.job_id).finished
     assert ledger.close_finished(engine) == []
     assert work(engine) == 1
@@ -686,8 +825,8 @@ def test_a_failed_task_is_tried_again_while_its_video_runs(
     lost, other = ledger.feed(engine, 2)
     claim = claimed(engine, lost)
     ledger.give_back(engine, lost, claim.fence, "read-error", "the share is away", 1, 0)
-    assert ledger.retry_job(engine, job.job_id, kind="weather") == 0
-    assert ledger.retry_job(engine, job.job_id, kind="read-error") == 1
+    assert ledger.retry_job(engine, job.job_id, kind="weather") == Units(0, 0)
+    assert ledger.retry_job(engine, job.job_id, kind="read-error") == Units(1, 0)
     assert task(engine, lost).state == TaskState.PENDING
     claim = claimed(engine, other)
     assert results.commit(engine, other, claim.fence, found(claim))
@@ -744,15 +883,19 @@ def test_a_video_is_closed_when_its_rows_say_so(engine: Engine) -> None:
     assert status.covered_us == status.duration_us
 
 
+def spoil(engine: Engine, job: Planned) -> None:
+    """Have the job's first video hold a row that no release at hand can read."""
+    gap = {"start_us": 0, "end_us": 1, "kind": "eaten", "detail": "", "task_id": 1}
+    with writing(engine) as connection:
+        connection.execute(insert(gaps).values(job_id=job.job_id, video_id=job.video_ids[0], **gap))
+
+
 @pytest.mark.expects_error_log("cannot be closed")
 def test_a_video_that_cannot_be_closed_holds_up_no_other(engine: Engine) -> None:
     """It stays open and is told in the log; jobs of this release go on."""
     broken, whole = (planned(engine, RANGE, key=key) for key in ("broken", "whole"))
     work(engine)
-    with writing(engine) as connection:
-        connection.execute(
-            update(jobs_table).where(jobs_table.c.id == broken.job_id).values(sampling="odd@?")
-        )
+    spoil(engine, broken)
     closed = ledger.close_finished(engine)
     assert [one.job_id for one in closed] == [whole.job_id]
 
@@ -766,14 +909,12 @@ def test_what_cannot_be_closed_is_told_once(
     work(engine)
     now = [0.0]
     unclosable = ledger.Unclosable(clock=lambda: now[0])
-    rename = update(jobs_table).where(jobs_table.c.id == job.job_id)
-    with writing(engine) as connection:
-        connection.execute(rename.values(sampling="odd@?"))
+    spoil(engine, job)
     for now[0] in (0.0, 0.5, 70.0):
         assert ledger.close_finished(engine, unclosable=unclosable) == []
     assert caplog.text.count("cannot be closed") == 1
     with writing(engine) as connection:
-        connection.execute(rename.values(sampling=str(spec().sampling)))
+        connection.execute(delete(gaps))
     now[0] = 100.0
     assert ledger.close_finished(engine, unclosable=unclosable) == []
     now[0] = 140.0

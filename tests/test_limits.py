@@ -201,6 +201,15 @@ def test_all_workers_together_keep_to_the_rate(redis_url: str, clock: Clock) -> 
     assert limits[0].wait_s() == 0
 
 
+def test_an_idle_time_is_made_up_for_by_a_moment(redis_url: str, clock: Clock) -> None:
+    """However long nothing was asked, a tenth of a second's requests go at once, and no more."""
+    limit = RateLimit(Shared(redis_url), ENDPOINT, 50, clock=clock)
+    limit.wait_s()
+    clock.sleep(100)
+    waits = [limit.wait_s() for _ in range(8)]
+    assert waits == pytest.approx([0, 0, 0, 0, 0, 0.02, 0.04, 0.06], abs=1e-3)
+
+
 def test_the_rate_is_kept_by_the_clock_of_redis(redis_url: str) -> None:
     """Threads that really wait make no more calls than the rate allows, and hardly fewer."""
     limits = [RateLimit(Shared(redis_url), ENDPOINT, 200) for _ in range(4)]
@@ -400,6 +409,39 @@ def test_a_probe_that_vanishes_is_followed_by_another(redis_url: str, clock: Clo
         assert refused_for(other) > 0
     clock.sleep(31)
     assert refused_for(other) == 0
+
+
+def test_a_call_that_is_not_made_decides_nothing(
+    redis_url: str, clock: Clock, server: ContractServer
+) -> None:
+    """Where the budget is spent just as an endpoint is to be asked again, the next call decides,
+    of whichever process, and at once."""
+
+    class NoneLeft(Exception):
+        pass
+
+    class Empty:
+        def take(self) -> None:
+            raise NoneLeft
+
+        def refund(self) -> None:
+            raise AssertionError("nothing was taken")
+
+    shared = Shared(redis_url, "q")
+    client = ApiClient(WorkerSettings(api_url=server.url), shared, clock=clock)
+    other = Breaker(Shared(redis_url, "q"), client.base, probe_s=30, clock=clock)
+    open_up(other, clock)
+    clock.sleep(10)
+    client.wire.purse = Empty()
+    with pytest.raises(NoneLeft):
+        client.embed_texts(["a"])
+    assert not is_resting(shared, clock=clock)
+    with other.admitted():
+        other.failed("no connection")
+    assert refused_for(other) == pytest.approx(10, abs=0.1)
+    assert is_resting(shared, clock=clock)
+    client.close()
+    shared.close()
 
 
 def test_calls_of_one_process_wait_for_the_one_that_decides(redis_url: str, clock: Clock) -> None:

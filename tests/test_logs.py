@@ -265,3 +265,60 @@ def test_a_real_worker_logs_in_the_form(form: str, tmp_path: Path, redis_url: st
     else:
         assert all(line.split(" ")[1] in ("INFO", "WARNING") for line in lines), lines
         assert [line for line in lines if line.endswith(" job=7 task=5: spoken")]
+
+
+def service(command: list[str], folder: Path, **settings: str) -> subprocess.Popen[str]:
+    """A service that logs JSON, whose two streams are one."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", *command],
+        cwd=folder,
+        env=kept | {"NIGHTREEL_LOG_FORMAT": "json", "PYTHONWARNINGS": "ignore"} | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_what_a_worker_says_of_a_signal_is_json_too(
+    tmp_path: Path, redis_url: str, sqlite_url: str
+) -> None:
+    """Standard output holds nothing of Celery's own as the worker ends."""
+    celery = ["celery", "-A", "workers.app", "worker", "--concurrency", "1", "--without-mingle"]
+    urls = {"NIGHTREEL_BROKER_URL": redis_url, "NIGHTREEL_DATABASE_URL": sqlite_url}
+    worker = service(celery, tmp_path, **urls)
+    assert worker.stdout is not None
+    said = []
+    with worker, worker.stdout as lines:
+        for line in lines:
+            said.append(json.loads(line)["message"])
+            if said[-1].endswith("ready."):
+                worker.terminate()
+    assert worker.returncode == 0
+    assert "worker: Warm shutdown (MainProcess)" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FEED_INTERVAL_S", "inf"),
+        ("FEED_INTERVAL_S", "1e12"),
+        ("SWEEP_INTERVAL_S", "nan"),
+        ("LEADER_LEASE_S", "inf"),
+        ("QUEUED_TIMEOUT_S", "100000000000"),
+        ("STALL_S", "inf"),
+    ],
+)
+def test_a_scheduler_that_does_not_start_says_so_in_the_form(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    """One line names the setting that no clock could keep, and the exit code is that of one."""
+    scheduler = service(["scheduler"], tmp_path, **{f"NIGHTREEL_{name}": value})
+    said, _ = scheduler.communicate(timeout=60)
+    assert scheduler.returncode == 2
+    if name == "STALL_S":  # of the settings that say what the form is
+        assert said.startswith("the scheduler does not start: NIGHTREEL_STALL_S: ")
+    else:
+        message = json.loads(said)["message"]
+        assert message.startswith(f"the scheduler does not start: NIGHTREEL_{name}: ")
+    assert len(said.splitlines()) == 1

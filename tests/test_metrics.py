@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 import rows
 from conftest import Service
@@ -497,3 +498,52 @@ def test_the_document_names_every_metric(sqlite_url: str) -> None:
     engine.dispose()
     documented = dict(re.findall(r"^\| `(nightreel_\w+)(?:\{.*?\})?` \| (\w+) \|", DOCUMENT, re.M))
     assert documented == shown
+
+
+HANGING = """
+import runpy
+from scheduler import metrics
+
+metrics.WELL_S = 1.0
+metrics.HANGS_S = 2.0
+runpy.run_module("scheduler", run_name="__main__", alter_sys=True)
+"""
+"""A scheduler that waits for seconds where others wait for minutes."""
+
+
+def test_a_scheduler_that_hangs_in_the_database_ends(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """With 1 and one line, so that its supervisor starts it anew."""
+    said = tmp_path / "log"
+    with psycopg.connect(postgres_url) as other, said.open("wb") as log:
+        scheduler = subprocess.Popen(
+            [sys.executable, "-c", HANGING],
+            env=os.environ
+            | {"NIGHTREEL_DATABASE_URL": postgres_url, "NIGHTREEL_BROKER_URL": redis_url},
+            stderr=log,
+        )
+        try:
+            until(lambda: "this scheduler leads" in said.read_text(), "it leads")
+            other.execute("LOCK TABLE tasks, probes IN ACCESS EXCLUSIVE MODE")
+            assert scheduler.wait(30) == 1
+        finally:
+            scheduler.kill()
+            scheduler.wait()
+    last = said.read_text().splitlines()[-1]
+    assert re.search(r"ERROR .* no step for \d s: the loop hangs: it ends, to be started", last)
+
+
+def test_a_loop_that_goes_round_in_vain_does_not_hang() -> None:
+    """A database that is away for a night is no reason to end; one that never answers is."""
+    now = [0.0]
+    health = Health(clock=lambda: now[0])
+    for _ in range(100):
+        now[0] += 60
+        health.troubled("the database is away")
+    assert health.complaint is not None
+    assert not health.hangs
+    now[0] += 301
+    assert health.hangs
+    health.stepped()
+    assert not health.hangs

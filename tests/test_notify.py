@@ -36,6 +36,7 @@ from storage.dialect import Now
 from storage.ledger.events import EventState, delivered, job_closed, put_off, take_events
 from storage.records import TaskState, VideoState
 from storage.schema import events, job_videos, jobs, probes, tasks
+from workers.logs import JsonFormatter
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "monitoring.md").read_text(encoding="utf-8")
 SECRET = "a secret of the receiver's"
@@ -332,17 +333,19 @@ def test_what_is_not_accepted_is_tried_again_with_the_same_id(
 def test_gone_is_never_asked_again(
     engine: Engine, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """410 gives up at once, with one error that shows scheme and host alone."""
+    """410 gives up at once, with one error that shows scheme and host alone, and is of the job."""
     with_event(engine, receiver.url, 7)
     receiver.status = 410
+    caplog.handler.setFormatter(JsonFormatter())
     Notifier(engine, None).step()
+    assert [json.loads(line)["job"] for line in caplog.text.splitlines()] == [7]
     (event,) = stored(engine)
     assert (event.state, event.error) == (EventState.GIVEN_UP, "it answers 410")
     let_delays_pass(engine)
     assert not Notifier(engine, None).step()
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
     assert record.getMessage() == (
-        f"job 7: {receiver.url.split('/hook')[0]} is not told of its end, "
+        f"{receiver.url.split('/hook')[0]} is not told of its end, "
         "given up after 1 attempts: it answers 410"
     )
 

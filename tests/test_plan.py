@@ -203,6 +203,17 @@ def test_buckets_are_exact_at_any_time_base() -> None:
         assert scaled(values, factor).tolist() == exact
 
 
+@pytest.mark.parametrize(
+    "rate", ["0.3333333333333333", "0.0333333333333333", "23.976023976023978", "0." + "3" * 27]
+)
+def test_a_rate_may_be_a_long_decimal(rate: str) -> None:
+    """Fractions whose terms exceed 64 bits give the plan of what they stand for."""
+    info, index = indexed(2_700, rate=15_360, gop=1)
+    (task,) = plan(info, index, Sampling(rate=Fraction(rate)), 10**9)
+    exact = {int(Fraction(pts, 15_360) * Fraction(rate)) for pts in index.pts.tolist()}
+    assert task.buckets == tuple(sorted(exact))
+
+
 def test_a_task_lasts_some_time() -> None:
     """A task of no length is refused."""
     info, index = indexed(30)

@@ -302,11 +302,9 @@ def test_killed_workers_are_replaced(
             wait_until(lambda: _taken(queue) > 0)
     slow[0], api.always = False, None
     for pid in processes_of(tmp_path):
-        try:
-            if b"celery" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"celery" in _command_line(pid):
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        except OSError:
-            continue
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     assert {row["state"] for row in json.loads(out)} == {"complete"}
@@ -326,8 +324,7 @@ def test_a_killed_queue_is_replaced(tmp_path: Path, archive: Path, api: Contract
     leashes = [
         pid
         for pid in processes_of(tmp_path)
-        if {b"nightreel.leash", b"--unixsocket"}
-        <= set(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+        if {b"nightreel.leash", b"--unixsocket"} <= set(_command_line(pid).split(b"\0"))
     ]
     (leash,) = leashes
     (queue,) = Path(f"/proc/{leash}/task/{leash}/children").read_text().split()
@@ -365,7 +362,8 @@ def test_a_refused_key_stops_the_job_and_keeps_it(
 def test_an_api_that_is_away_for_a_while_costs_nothing(
     tmp_path: Path, archive: Path, api: ContractServer
 ) -> None:
-    """503 to every call for some seconds delays the run and spends no attempt."""
+    """503 to every call for some seconds delays the run and spends no attempt. One line says so,
+    with the API's word, and one that it is over."""
     process = start(
         tmp_path, *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
         *("--workers", "1", "--format", "json"), NIGHTREEL_API_ATTEMPTS="1",
@@ -375,6 +373,11 @@ def test_an_api_that_is_away_for_a_while_costs_nothing(
     api.always = None
     _, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
+    said = [line for line in err.splitlines() if line.startswith("the API ")]
+    assert said == [
+        "the API is away, and the run waits for it: the API answers 503: loading",
+        "the API answers again",
+    ]
     with closing(sqlite3.connect(tmp_path / "nightreel.db")) as database:
         assert database.execute("select max(attempts) from tasks").fetchone() == (1,)
 
@@ -436,8 +439,8 @@ def test_an_external_queue_and_postgresql_serve_the_same_command(
             10,
             "queue",
         ),
-        (["run", "archive"], {"NIGHTREEL_BROKER_URL": "garbage://x"}, 10, "NIGHTREEL_BROKER_URL"),
-        (["run", "archive"], {"NIGHTREEL_BROKER_URL": "redis://[::1"}, 10, "NIGHTREEL_BROKER_URL"),
+        (["run", "archive"], {"NIGHTREEL_BROKER_URL": "foo"}, 2, "write redis://HOST:6379/0"),
+        (["run", "archive"], {"NIGHTREEL_BROKER_URL": "redis://[::1"}, 2, "NIGHTREEL_BROKER_URL"),
         (
             ["run", "archive"],
             {"NIGHTREEL_BROKER_URL": "redis://h", "NIGHTREEL_BROKER_PASSWORD_FILE": "gone"},
@@ -503,9 +506,14 @@ def test_doctor_names_the_layer_that_fails(tmp_path: Path, api: ContractServer) 
         ["ok", "codecs"],
     ]
     assert not (tmp_path / "nightreel.db").exists()
+    api.key = "rf_right_key_123456"
+    code, out, _ = nightreel(tmp_path, "doctor", "--api", api.url, NIGHTREEL_API_KEY="wrong")
+    assert code == 12
+    assert "the API answers 401" in out
     away = "http://127.0.0.1:1"
     assert nightreel(tmp_path, "doctor", "--api", away)[0] == 12
-    assert nightreel(tmp_path, "doctor", "--api", api.url, "--db", "mysql://h/x")[0] == 11
+    right = {"NIGHTREEL_API_KEY": api.key}
+    assert nightreel(tmp_path, "doctor", "--api", api.url, "--db", "mysql://h/x", **right)[0] == 11
     code, out, _ = nightreel(
         tmp_path, "doctor", "--api", away, NIGHTREEL_BROKER_URL="redis://:pw-secret@127.0.0.1:1"
     )
@@ -608,20 +616,26 @@ def test_a_run_killed_while_it_reads_files_leaves_no_process(
 
 
 def _command_line(pid: int) -> bytes:
+    return _told_by_the_kernel(pid, "cmdline")
+
+
+def _told_by_the_kernel(pid: int, what: str) -> bytes:
+    """A file of the process; empty where it has ended since it was listed."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        return Path(f"/proc/{pid}/{what}").read_bytes()
     except OSError:
         return b""
 
 
+@pytest.mark.parametrize("command", ["run", "plan"])
 def test_ctrl_c_while_a_large_file_is_read_is_obeyed_at_once(
-    tmp_path: Path, api: ContractServer
+    tmp_path: Path, api: ContractServer, command: str
 ) -> None:
     """Nobody waits for the hash of a large file after Ctrl-C."""
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "large.mp4").write_bytes(b"")
     os.truncate(tmp_path / "archive" / "large.mp4", 60 << 30)
-    process = start(tmp_path, "run", "archive", "--api", api.url, "--workers", "1")
+    process = start(tmp_path, command, "archive", "--api", api.url)
     wait_until(lambda: any(b"spawn_main" in _command_line(p) for p in processes_of(tmp_path)))
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=15)
@@ -643,7 +657,7 @@ def test_the_key_is_given_to_workers_alone(
     having = [
         _command_line(pid)
         for pid in processes_of(tmp_path)
-        if pid != process.pid and api.key.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        if pid != process.pid and api.key.encode() in _told_by_the_kernel(pid, "environ")
     ]
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
@@ -675,7 +689,8 @@ def test_a_killed_leash_leaves_no_worker_behind(
         if b"nightreel.leash" in (line := _command_line(pid)) and b"celery" in line
     ]
     for pid in leashes:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
     assert leashes

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, Table, func, select, text, update
 from storage import ledger, results
 from storage.database import connect, reading, writing
 from storage.dialect import lock_ledger
-from storage.ledger import KeyTaken, ProbeClaim
+from storage.ledger import KeyTaken, ProbeClaim, Units
 from storage.ledger.job import lock_job
 from storage.ledger.probes import _finish as finish_planning_of
 from storage.records import ArchiveFile, TaskState, VideoState
@@ -85,6 +85,13 @@ def test_two_submissions_of_a_key_are_one_job(engine: Engine) -> None:
     assert (first.created, again.created, again.id) == (True, False, first.id)
     assert (again.tag, again.priority, again.submitted) == ("b", 3, True)
     assert states(engine, probes) == [TaskState.PENDING]
+
+
+def test_a_repeated_submission_uses_up_no_number(engine: Engine) -> None:
+    """However often a key comes again, the next job is the next number."""
+    assert [submitted(engine, key=key) for key in ("a", "a", "a", "b", "a", "c")] == [
+        1, 1, 1, 2, 1, 3,
+    ]  # fmt: skip
 
 
 def test_a_key_of_something_else_is_refused(engine: Engine) -> None:
@@ -226,8 +233,8 @@ def test_a_file_that_no_worker_survives_is_rejected(engine: Engine) -> None:
     assert claim.attempts == ledger.MAX_ATTEMPTS
     finish(engine, job_id)
     assert videos_of(engine, job_id) == {"a.mp4": (VideoState.REJECTED, ledger.WORKER_LOST)}
-    assert ledger.retry_job(engine, job_id, kind="another") == 0
-    assert ledger.retry_job(engine, job_id, kind=ledger.WORKER_LOST) == 1
+    assert ledger.retry_job(engine, job_id, kind="another") == Units(0, 0)
+    assert ledger.retry_job(engine, job_id, kind=ledger.WORKER_LOST) == Units(0, 1)
     assert not ledger.status(engine, job_id).finished
     assert len(taken(engine)) == 1
 
@@ -239,7 +246,7 @@ def test_a_rejected_video_is_read_again_on_demand(engine: Engine, tmp_path: Path
     finish(engine, job_id)
     assert videos_of(engine, job_id)["clip.mp4"][0] == VideoState.REJECTED
     make_clip(tmp_path / "clip.mp4", [("red", 1)])
-    assert ledger.retry_job(engine, job_id) == 1
+    assert ledger.retry_job(engine, job_id) == Units(0, 1)
     finish(engine, job_id)
     assert videos_of(engine, job_id) == {"clip.mp4": (VideoState.COMPLETE, None)}
 
@@ -397,8 +404,9 @@ def test_a_file_that_is_away_stays_the_place_of_its_video(engine: Engine, tmp_pa
     ledger.finish_probed(engine)
     assert videos_of(engine, other) == {"clip.mp4": (VideoState.REJECTED, "unreadable")}
     (task_id,) = ledger.feed(engine, 1)
-    assert claimed(engine, task_id).path_raws == (file.path_raw,)
-    assert ledger.retry_job(engine, other) == 1
+    (place,) = claimed(engine, task_id).files
+    assert place.path == file.path
+    assert ledger.retry_job(engine, other) == Units(0, 1)
     probed(engine)
     assert videos_of(engine, other) == {"clip.mp4": (VideoState.RUNNING, None)}
 

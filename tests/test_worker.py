@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,18 @@ from pathlib import Path
 import pytest
 from clips import make_clip
 from contract_server import MODEL, ContractServer, contract_server
-from rows import RANGE, claimed, planned
-from sqlalchemy import Engine
+from rows import RANGE, claimed, planned, spec
+from sqlalchemy import Engine, event, select, update
 
 from scheduler.submit import job_spec
-from storage import ledger
+from storage import ledger, schema
+from storage.database import DatabaseUnavailable, reading, writing
+from storage.dialect import Now
+from storage.ledger import ProbeClaim
 from storage.records import ArchiveFile, Fit, Label, LabelSet, Sampling, TaskState
 from workers import tasks
 from workers.metrics import Outcome
-from workers.probing import Asked, FileUnreadable, probe_and_plan
+from workers.probing import Asked, FileUnreadable, plan_file, probe_and_plan
 from workers.process import Process
 
 
@@ -80,6 +84,57 @@ def test_a_host_without_the_archive_takes_its_time(
     assert ledger.status(engine, 1).tasks_by_state[TaskState.PENDING] == 3
 
 
+def test_a_task_rests_for_ten_minutes_at_most(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> None:
+    """However many tries it is given and has spent."""
+    monkeypatch.setenv("NIGHTREEL_DATABASE_URL", database_url)
+    monkeypatch.setenv("NIGHTREEL_MAX_ATTEMPTS", "100")
+    monkeypatch.setattr(tasks.time, "sleep", lambda _: None)
+    planned(engine, RANGE)
+    with writing(engine) as connection:
+        connection.execute(update(schema.tasks).values(attempts=40))
+    process = Process()
+    (task_id,) = ledger.feed(engine, 1)
+    assert tasks._run(process, claimed(engine, task_id)) == (Outcome.FAULT, "unreadable")
+    process.engine.dispose()
+    process.client.close()
+    with reading(engine) as connection:
+        (rest_ms,) = connection.scalars(select(schema.tasks.c.not_before_ms - Now()))
+    assert 500_000 < rest_ms <= 600_000
+
+
+def test_a_file_whose_reading_outlasts_its_lease_is_planned_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, database_url: str, tmp_path: Path
+) -> None:
+    """Its worker extends the lease meanwhile, so that no sweep gives it to another."""
+    monkeypatch.setenv("NIGHTREEL_DATABASE_URL", database_url)
+    monkeypatch.setenv("NIGHTREEL_LEASE_S", "3")
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 1)])
+    stat = clip.stat()
+    listed = ArchiveFile(str(clip), stat.st_size, stat.st_mtime_ns)
+    job = ledger.open_job(engine, spec(), files=[listed])
+    process, expired = Process(), list[int]()
+
+    def slowly(of: Engine, claim: ProbeClaim) -> bool:
+        with writing(engine) as connection:
+            connection.execute(update(schema.probes).values(lease_until_ms=Now()))
+        spoken = threading.Event()
+        event.listen(process.engine, "commit", lambda _: spoken.set())
+        spoken.wait(20)
+        expired.append(ledger.sweep(engine, 60).expired)
+        return plan_file(of, claim)
+
+    monkeypatch.setattr(tasks, "current", lambda: process)
+    monkeypatch.setattr(tasks, "plan_file", slowly)
+    tasks.probe(*ledger.feed_probes(engine, 1))
+    process.engine.dispose()
+    process.client.close()
+    assert expired == [0]
+    stands = ledger.status(engine, job.id)
+    assert (stands.open_probes, stands.videos) == (0, 1)
+
+
 def job_on_a_clip(engine: Engine, clip: Path, *labels: str) -> int:
     """The id of a job of the tests' model, its ranges of two samples planned."""
     spec = job_spec(
@@ -132,6 +187,32 @@ def worker(
         yield Worker(engine, process, server, *jobs)
         process.engine.dispose()
         process.client.close()
+
+
+def test_a_worker_that_could_not_extend_its_lease_tries_again_soon(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not a third of the lease later, which may be minutes: once the database is back, the sweep
+    waits for a while only. It says once that it fails."""
+    monkeypatch.setattr(tasks, "BEAT_AGAIN_S", 0.01)
+    process = worker.process
+    process.settings = process.settings.model_copy(update={"lease_s": 1})
+    (task_id,) = ledger.feed(worker.engine, 1, worker.first)
+    claim = claimed(worker.engine, task_id)
+    outage, spoken = iter(range(60)), threading.Event()
+
+    def refuse(*_: object) -> None:
+        if next(outage, None) is not None:
+            raise DatabaseUnavailable("away")
+
+    event.listen(process.engine, "before_cursor_execute", refuse)
+    event.listen(process.engine, "commit", lambda _: spoken.set())
+    with tasks._heartbeat(process, task_id, claim.fence) as lost:
+        assert spoken.wait(10)
+    assert not lost.is_set()
+    assert [record.message for record in caplog.records] == [
+        "a heartbeat failed: DatabaseUnavailable"
+    ]
 
 
 DONE = Outcome.DONE, None

@@ -86,9 +86,9 @@ class ApiClient:
         """What all calls so far have cost, as in `Wire.spent`."""
         return self.wire.spent
 
-    def work_for(self, job_id: int) -> None:
+    def work_for(self, job: str) -> None:
         """Ask for this job from here on, as in `Asked.work_for`."""
-        self._asked.work_for(job_id)
+        self._asked.work_for(job)
 
     def forget(self) -> None:
         """Ask anew what the endpoint is once the next task begins, as in `Asked.forget`."""
@@ -101,6 +101,17 @@ class ApiClient:
     def identity(self) -> Identity:
         """Return who the endpoint says it is, as in `Asked.identity`."""
         return self._asked.identity()
+
+    def only_compares(self) -> bool:
+        """Whether no picture is embedded, so that labels need prompts; asked by requests that ask
+        for nothing, and cost nothing. Raises Outage, JobStopped."""
+        way, missing = self._settings.api_way, self.wire.is_missing
+        return way == "compare" or (way == "auto" and missing(EMBED_IMAGE) and not missing(COMPARE))
+
+    def check_key(self) -> None:
+        """Raise JobStopped where the key is refused as soon as it is seen, by a request that asks
+        for nothing. A server that reads the request first accepts any key here. Raises Outage."""
+        self.wire.check_key(EMBED_TEXT)
 
     def embed_images(self, jpegs: Sequence[bytes]) -> list[Vectors | FrameRefused]:
         """Return for each JPEG its unit vector (D, float32), or the refusal of that one picture.

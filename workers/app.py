@@ -8,12 +8,14 @@ broker cannot give. No result backend, no countdowns: outcomes and delays stand 
 from __future__ import annotations
 
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as redis_transport
-from kombu.transport import virtual
-from redis.exceptions import RedisError
+from pydantic import SecretStr, ValidationError
+from redis.exceptions import RedisError, ResponseError
 
 from storage.settings import SecretUnreadable
 from workers.settings import QueueSettings
+from workers.shared import require_room
 
 CLASSIFY_RANGE = "nightreel.classify_range"
 PROBE_FILE = "nightreel.probe_file"
@@ -40,9 +42,41 @@ class _QoS(redis_transport.QoS):
 redis_transport.Channel.QoS = _QoS
 
 
+class _Transport(redis_transport.Transport):
+    """Takes a Redis that refuses for one that is away, and is connected to none before it has taken
+    something.
+
+    To kombu 5.7 an error that Redis answers is a fault of the program, and a worker ends of it. To
+    the few commands that kombu sends it tells of the server: full, read-only, unable to persist.
+    """
+
+    connection_errors = (*redis_transport.Transport.connection_errors, ResponseError)
+
+    def establish_connection(self) -> virtual.Transport:
+        super().establish_connection()  # type: ignore[no-untyped-call]
+        try:
+            require_room(self._avail_channels[-1].client)
+        except (RedisError, OSError):
+            self.close_connection(self)  # type: ignore[no-untyped-call]
+            raise
+        return self
+
+
+TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:_Transport"))
+
+
+def refusal(error: BaseException) -> str | None:
+    """One line with what Redis said, where its refusal led to `error`; None where it is
+    something else."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ResponseError):
+        cause = cause.__cause__
+    return None if cause is None else f"the queue takes no messages, Redis refuses: {cause}"
+
+
 def make_app(settings: QueueSettings | None = None) -> Celery:
     """Return the Celery app for the broker that the environment (or `settings`) names. Raises
-    SecretUnreadable."""
+    SecretUnreadable, and ValidationError for a wrong setting."""
     settings = settings or QueueSettings()
     broker_url = settings.address()
     app = Celery("nightreel", broker=broker_url)
@@ -90,9 +124,9 @@ def make_app(settings: QueueSettings | None = None) -> Celery:
 def _of_the_environment() -> Celery:
     try:
         return make_app()
-    except SecretUnreadable:
+    except (SecretUnreadable, ValidationError):
         # Each process that needs the queue says so as it begins; an import must not end it.
-        return make_app(QueueSettings(broker_password_file=None))
+        return make_app(QueueSettings.model_construct(broker_url=SecretStr("memory://")))
 
 
 app = _of_the_environment()

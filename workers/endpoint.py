@@ -30,6 +30,9 @@ from workers.wire import Wire
 INPUT_SIZES = {"ViT-L-14-336px": 336, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448}
 """Sides in pixels of the models that do not read 224 x 224."""
 
+UNNAMED = "clip:"
+"""Begins the name of a model that an endpoint does not name; the one asked of it follows."""
+
 JOBS_REMEMBERED = 32
 """What the endpoint is for the jobs before is asked anew, should they come again."""
 
@@ -68,7 +71,7 @@ class Endpoint:
 class _Known:
     """What the endpoint was found to be when it was asked for one job, or for none."""
 
-    job_id: int | None = None
+    job: str | None = None
     identity: Identity | None = None
     endpoint: Endpoint | None = None
     doubted: list[int] | None = None
@@ -84,14 +87,15 @@ class Asked:
         self._wire = wire
         self._asking = threading.RLock()
         self._known = _Known()
-        self._of_jobs: dict[int, _Known] = {}
+        self._of_jobs: dict[str, _Known] = {}
 
-    def work_for(self, job_id: int) -> None:
-        """Ask for this job from here on. Each job asks anew who the endpoint is and what it can do:
-        it may have been started anew since the one before."""
+    def work_for(self, job: str) -> None:
+        """Ask for this job from here on; its name is its own, also among those of other databases.
+        Each job asks anew who the endpoint is and what it can do: it may have been started anew
+        since the one before."""
         with self._asking:
-            self._known = self._of_jobs.pop(job_id, _Known(job_id))
-            self._of_jobs[job_id] = self._known
+            self._known = self._of_jobs.pop(job, _Known(job))
+            self._of_jobs[job] = self._known
             if len(self._of_jobs) > JOBS_REMEMBERED:
                 del self._of_jobs[next(iter(self._of_jobs))]
 
@@ -105,9 +109,9 @@ class Asked:
         """The same, and take nobody's word for what has just proved wrong of this job."""
         with self._asking:
             known = self._known
-            if known.job_id is not None and self._of_jobs.get(known.job_id) is known:
+            if known.job is not None and self._of_jobs.get(known.job) is known:
                 found = None if known.endpoint is None else _as_hint(known.endpoint)
-                self._of_jobs = {known.job_id: _Known(known.job_id, doubted=found)}
+                self._of_jobs = {known.job: _Known(known.job, doubted=found)}
 
     def endpoint(self) -> Endpoint:
         """Return what the endpoint can do: who it is, and whether two different pictures in one
@@ -130,11 +134,11 @@ class Asked:
         def find_out() -> list[int]:
             return _as_hint(self._way_that_works(identity))
 
-        if known.job_id is None:
+        if known.job is None:
             embeds, batch = find_out()
         else:
             where = f"{endpoint_id(self._wire.base)}:{identity.software}"
-            name = f"endpoint:{where}:{way}:{known.job_id}"
+            name = f"endpoint:{where}:{way}:{known.job}"
             embeds, batch = self._shared.once(name, find_out, but=known.doubted)
         return Endpoint(identity, bool(embeds), batch)
 
@@ -149,14 +153,15 @@ class Asked:
 
     def _identify(self) -> Identity:
         version = self._settings.clip_version
-        about = self._wire.get("/info")  # which hosted endpoints may not have
+        # Which hosted endpoints may not have.
+        about = self._wire.get("/info", self._settings.api_attempts)
         model, size, notice = about.get("model"), about.get("input_size"), about.get("notice")
         if not isinstance(size, int) or not 16 <= size <= 1024:
             size = INPUT_SIZES.get(version, 224)
         named = shown(model) if isinstance(model, str) else ""
         software = repr([about.get(one) for one in _SOFTWARE]).encode(errors="replace")
         return Identity(
-            model=named or f"clip:{version}",
+            model=named or UNNAMED + version,
             named=bool(named),
             input_size=size,
             notice=shown(notice) if isinstance(notice, str) else None,
@@ -241,7 +246,7 @@ class Asked:
         what works now. Raises as `endpoint` does, so JobStopped where neither is there."""
         with self._asking:
             self.doubt()
-            before, now = self._known, self._of_jobs.get(self._known.job_id or 0)
+            before, now = self._known, self._of_jobs.get(self._known.job or "")
             if before.endpoint is None or now is None:
                 return False
             now.identity = before.identity

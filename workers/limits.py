@@ -188,9 +188,15 @@ end
 probe_until = string.format('%.0f', now + ARGV[2])
 redis.call('HSET', KEYS[1], 'probe_until', probe_until)
 redis.call('ZADD', KEYS[2], probe_until, KEYS[1])
-return {0, 1, 1}
+return {0, 1, probe_until}
 """
 )
+_UNDECIDED = """
+if redis.call('HGET', KEYS[1], 'probe_until') == ARGV[1] then
+  redis.call('HDEL', KEYS[1], 'probe_until')
+  redis.call('ZREM', KEYS[2], KEYS[1])
+end
+"""
 _SUCCEEDED = """
 local was_open = redis.call('HEXISTS', KEYS[1], 'open_until')
 redis.call('DEL', KEYS[1])
@@ -268,17 +274,22 @@ class Breaker:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Within, one call may go, whose outcome is told by `succeeded` or `failed`. Raises
-        EndpointRests. While a call of this process decides, its others wait for the outcome."""
+        """Within, one call may go, whose outcome is told by `succeeded` or `failed`, if it had
+        one. Raises EndpointRests. While a call of this process decides, its others wait for the
+        outcome."""
         with self._gate:
             arguments = [_now_us(self._clock), _us(self._probe_s)]
             answer = self._shared.run(_ADMIT, self._keys, arguments)
-            wait_us, troubled, decides = answer or (0, 0, 0)
+            wait_us, troubled, probe = answer or (0, 0, 0)
             self._troubled = bool(troubled)
             if wait_us:
                 raise EndpointRests(wait_us / 1e6)
-            if decides:
-                yield
+            if probe:
+                try:
+                    yield
+                finally:
+                    # A call that came to nothing, for want of budget say, leaves it to the next.
+                    self._shared.run(_UNDECIDED, self._keys, [probe])
                 return
         yield
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -94,6 +95,17 @@ def configure(settings: ServiceSettings) -> None:
     logging.captureWarnings(True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def say(message: str, *_: object) -> None:
+    """Log what Celery says as it handles a signal, which may have come in the middle of a line:
+    written at once, past locks and buffers. What comes with a message is the stream that it was
+    meant for."""
+    record = logging.LogRecord("celery.worker", logging.INFO, "", 0, "%s", (message,), None)
+    if logging.getLogger(record.name).isEnabledFor(record.levelno):
+        for handler in logging.getLogger().handlers:
+            with suppress(OSError):
+                os.write(2, f"{handler.format(record)}\n".encode())
 
 
 def _moment(record: logging.LogRecord) -> str:

@@ -50,10 +50,17 @@ _READ_BYTES = 2**18
 class FileUnreadable(Exception):
     """The file cannot be read here and now; another worker, or a later try, may read it."""
 
-    def __init__(self, reason: str, path: str) -> None:
+    def __init__(self, reason: str, path: str | None) -> None:
         super().__init__(reason)
-        self.folder_missing = not os.path.isdir(os.path.dirname(path))
+        self.folder_missing = path is not None and not os.path.isdir(os.path.dirname(path))
         """Not the file alone: the archive may not be mounted on this host."""
+
+
+class FileReplaced(FileUnreadable):
+    """Other files lie wherever the video was seen, and no later try will find it."""
+
+    def __init__(self) -> None:
+        super().__init__("another file lies where the video was seen last; submit it again", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +113,12 @@ def content_id(path: str, beat: Callable[[], None] = lambda: None) -> str:
     return digest.hexdigest()
 
 
+def archive_file(path: str) -> ArchiveFile:
+    """The file as it is now. Raises OSError."""
+    found = os.stat(path)
+    return ArchiveFile(path, found.st_size, found.st_mtime_ns)
+
+
 def _pieces(descriptor: int, extents: Iterable[tuple[int, int]]) -> Iterator[bytes]:
     for start, end in extents:
         at = start
@@ -126,9 +139,12 @@ def probe_and_plan(
     file, identity = asked.file, asked.content_id
 
     def found(beat: Callable[[], None]) -> Iterator[Probed]:
-        nonlocal identity
+        nonlocal file, identity
         try:
-            identity = identity or content_id(file.path, beat)
+            if identity is None:
+                # It may have been listed hours ago; what is hashed is what lies there now.
+                file = archive_file(file.path)
+                identity = content_id(file.path, beat)
             info, index = probe(file.path, beat)
             yield Probed(file, identity, info, tuple(plan(info, index, sampling, task_us)))
         except Rejected as error:

@@ -16,13 +16,13 @@ from sqlalchemy import Engine
 from storage import results
 from storage.database import DatabaseError, connect, outlasting
 from storage.labels import label_set, label_vectors, store_label_vectors
-from storage.ledger import Claim
+from storage.ledger import Claim, planning_goes_on
 from storage.ranges import StoredRange, stored_range
-from storage.records import LabelSet, RangeResult, SampleResult, Usage
+from storage.records import ArchiveFile, LabelSet, RangeResult, SampleResult, Usage
 from storage.scoring import similarities
 from storage.settings import StorageSettings
 from workers import metrics
-from workers.api import ApiClient, JobStopped, Vectors
+from workers.api import ApiClient, JobStopped, Outage, Vectors
 from workers.budget import Budget
 from workers.calls import labels_key, prompts_of, range_calls
 from workers.classify import (
@@ -33,8 +33,10 @@ from workers.classify import (
     predictions,
     prompt_weights,
 )
+from workers.endpoint import UNNAMED
 from workers.footage.decode import read_range
-from workers.probing import FileUnreadable
+from workers.places import place_of
+from workers.probing import FileReplaced
 from workers.settings import QueueSettings, WorkerSettings
 from workers.shared import Shared
 
@@ -106,12 +108,13 @@ class Process:
     def run(self, claim: Claim, lost: threading.Event, budget: Budget) -> RangeResult:
         """Return what the claimed range gives, from stored vectors where there are any: then no
         picture is decoded or sent."""
-        self.client.work_for(claim.job_id)
+        # Databases may share a Redis, and each has a job 1.
+        self.client.work_for(f"{claim.job_id}-{claim.job_created_ms}")
         content = claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
         stored = outlasting(lambda: stored_range(self.engine, *content))
         if stored is not None:
             return _rescore(stored, self._label_vectors(claim), claim.top_n)
-        path = _path_that_opens(claim)  # before anything is paid for
+        place = self._place(claim)  # before anything is paid for
         self._check_model(claim)
         endpoint = self.client.endpoint()
         labels = self._label_vectors(claim) if endpoint.embeds else self._label_prompts(claim)
@@ -124,7 +127,7 @@ class Process:
             )
         )
         decoded = read_range(
-            path,
+            place.path,
             claim.info,
             claim.frame_range,
             claim.sampling,
@@ -132,7 +135,7 @@ class Process:
             fit=claim.fit,
         )
         try:
-            return classify_range(
+            result = classify_range(
                 decoded,
                 sampling=claim.sampling,
                 fit=claim.fit,
@@ -144,6 +147,14 @@ class Process:
             )
         finally:
             decoded.close()
+        place_of([place], claim.content_id)  # nor was it replaced while it was read
+        return result
+
+    def _place(self, claim: Claim) -> ArchiveFile:
+        """The file to read. Raises FileUnreadable, and FileReplaced once no place can turn up."""
+        if not claim.files and not outlasting(lambda: planning_goes_on(self.engine)):
+            raise FileReplaced
+        return place_of(claim.files, claim.content_id)
 
     def _label_vectors(self, claim: Claim) -> LabelVectors:
         """The label set as this model sees it."""
@@ -194,11 +205,16 @@ class Process:
         return outlasting(lambda: label_vectors(self.engine, *key))
 
     def _check_model(self, claim: Claim) -> None:
-        served = self.client.identity().model
-        if served != claim.model:
+        identity = self.client.identity()
+        if identity.model != claim.model:
             self.client.forget()
+            if not identity.named and not claim.model.startswith(UNNAMED):
+                raise Outage(
+                    f"the job asks for {claim.model} and this worker's API does not say what it "
+                    "serves: point NIGHTREEL_API_URL at the job's API"
+                )
             raise JobStopped(
-                f"the job asks for {claim.model} and this worker's API serves {served}: "
+                f"the job asks for {claim.model} and this worker's API serves {identity.model}: "
                 "point NIGHTREEL_API_URL at the job's API, or submit the job anew"
             )
 
@@ -210,15 +226,6 @@ def _rescore(stored: StoredRange, labels: LabelVectors, top_n: int) -> RangeResu
         for t, best in zip(stored.samples, predictions(similarity, top_n), strict=True)
     )
     return RangeResult(samples, stored.gaps, None, 0)
-
-
-def _path_that_opens(claim: Claim) -> str:
-    """The first of the video's known places where its file still lies."""
-    for path_raw in claim.path_raws:
-        if os.path.exists(path_raw):
-            return os.fsdecode(path_raw)
-    latest = os.fsdecode(claim.path_raws[0]) if claim.path_raws else ""
-    raise FileUnreadable("the file is gone from every place it was known at", latest)
 
 
 def current() -> Process:

@@ -28,6 +28,8 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import quote, quote_plus
 
+API_OUTAGE = "api-outage"
+"""Error kind in the ledger of a task that an Outage put back."""
 SHOWN_CHARACTERS = 80
 """Of a prompt, in a message."""
 SAID_CHARACTERS = 200

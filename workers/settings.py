@@ -6,7 +6,8 @@ from enum import StrEnum
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from storage.settings import SecretUnreadable, read_secret
@@ -28,7 +29,8 @@ class KeyTransport(StrEnum):
 class QueueSettings(BaseSettings):
     """The queue, as scheduler and workers see it."""
 
-    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_")
+    # No error shows its input: the address may hold a password.
+    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_", hide_input_in_errors=True)
 
     broker_url: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"), description="Redis that carries the tasks"
@@ -39,14 +41,23 @@ class QueueSettings(BaseSettings):
     )
     queue: str = Field(default="nightreel", description="name of the queue on that Redis")
 
+    @field_validator("broker_url")
+    @classmethod
+    def _of_a_redis(cls, url: SecretStr) -> SecretStr:
+        # Celery takes whatever it does not understand for the name of an AMQP host.
+        if not _is_redis(url.get_secret_value()):
+            raise PydanticCustomError(
+                "broker_url",
+                "this is no address of a Redis: write redis://HOST:6379/0, rediss:// for TLS, "
+                "redis+socket:///FILE for a socket",
+            )
+        return url
+
     def address(self) -> str:
         """The broker's address with the password of the secret file, where there is one and the
         address names none. Raises SecretUnreadable."""
         url = self.broker_url.get_secret_value()
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            return url  # whoever connects says what is wrong with it
+        parts = urlsplit(url)
         if parts.password is not None or parts.hostname is None:
             return url
         setting = "NIGHTREEL_BROKER_PASSWORD_FILE"
@@ -55,6 +66,22 @@ class QueueSettings(BaseSettings):
             return url
         user, _, host = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
+
+
+def _is_redis(url: str) -> bool:
+    """Whether this is an address that Celery and redis-py take for the same Redis."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    if not url.startswith(f"{parts.scheme}://"):
+        return False
+    if parts.scheme == "redis+socket":
+        return parts.path.startswith("/")
+    database = parts.path.removeprefix("/")
+    named = parts.hostname is not None and (not database or database.isdecimal())
+    return parts.scheme in ("redis", "rediss") and named
 
 
 class LogFormat(StrEnum):
@@ -67,7 +94,7 @@ class LogFormat(StrEnum):
 class ServiceSettings(BaseSettings):
     """How a service (scheduler, worker) shows itself to those who watch it."""
 
-    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_")
+    model_config = SettingsConfigDict(env_prefix="NIGHTREEL_", allow_inf_nan=False)
 
     log_format: LogFormat = Field(
         default=LogFormat.TEXT, description="log lines as text, or as JSON: one object a line"
@@ -89,6 +116,7 @@ class ServiceSettings(BaseSettings):
     stall_s: float = Field(
         default=120.0,
         ge=0,
+        le=24 * 3600,
         description="seconds after which a worker that takes nothing while messages wait ends "
         "itself; 0: never",
     )
@@ -132,6 +160,7 @@ class WorkerSettings(BaseSettings):
     max_attempts: int = Field(
         default=5,
         ge=1,
+        le=100,
         description="tries of a task that fails by its own fault, or whose workers vanish",
     )
     worker_name: str = Field(default="", description="prefix of the worker's name in the ledger")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from celery.apps import worker as celery_worker
 from celery.signals import setup_logging, worker_init, worker_ready
 from pydantic import ValidationError
 
@@ -35,7 +36,9 @@ def _begin(sender: Any, **_: object) -> None:
         StorageSettings()
         logs.configure(service)
         _check_database()
-        sender.quiet = service.log_format is LogFormat.JSON  # no banner among the lines
+        if service.log_format is LogFormat.JSON:
+            sender.quiet = True  # no banner among the lines
+            celery_worker.safe_say = logs.say
         metrics.serve(service)
     except ValidationError as error:
         said = complaint(error)

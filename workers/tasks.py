@@ -27,8 +27,9 @@ from workers.app import CLASSIFY_RANGE, PROBE_FILE, app
 from workers.classify import LeaseLost
 from workers.footage.decode import FootageError
 from workers.metrics import Outcome
-from workers.probing import UNREADABLE, FileUnreadable, plan_file
+from workers.probing import UNREADABLE, FileReplaced, FileUnreadable, plan_file
 from workers.process import Process, current
+from workers.refusals import API_OUTAGE
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,15 @@ OUTAGE_DELAY_S = 15.0
 """How long a task rests after an outage that named no time of its own."""
 FAULT_BACKOFF_S = 5.0
 """How long a task rests after its first fault; twice as long after each other one."""
+LONGEST_BACKOFF_S = 600.0
+"""Longest rest after a fault, however many tries it is given."""
+BEAT_AGAIN_S = 1.0
+"""Pause after a heartbeat that failed: once the database is back, the scheduler lets workers speak
+before it sweeps, and a third of a long lease may be longer than that."""
 PLACE_BACKOFF_S = 15.0
 """The same where the file could not be had: a mount takes a while to come back."""
 FIRST_REST_S = 2.0
 LONGEST_REST_S = 15.0
-API_OUTAGE = "api-outage"
 HOLDS: tuple[tuple[type[Exception], str], ...] = (
     (JobStopped, "api-refused"),
     (JobPaused, "api-paused"),
@@ -53,17 +58,22 @@ HOLDS: tuple[tuple[type[Exception], str], ...] = (
 def _heartbeat(
     process: Process, row_id: int, fence: int, table: Table = tasks
 ) -> Iterator[threading.Event]:
-    """Extend the lease every third of it; set the event once it belongs to another worker."""
+    """Extend the lease every third of it, and soon again where that failed; set the event once it
+    belongs to another worker."""
     lost, done = threading.Event(), threading.Event()
     lease_s = process.settings.lease_s
 
     def beat() -> None:
-        while not done.wait(lease_s / 3):
+        failed = False
+        while not done.wait(BEAT_AGAIN_S if failed else lease_s / 3):
             try:
                 alive = ledger.heartbeat(process.engine, row_id, fence, lease_s, table)
             except Exception as error:  # noqa: BLE001 - a missed beat is the lease's business
-                log.warning("a heartbeat failed: %s", type(error).__name__)
+                if not failed:
+                    log.warning("a heartbeat failed: %s", type(error).__name__)
+                failed = True
                 continue
+            failed = False
             if not alive:
                 lost.set()
                 return
@@ -162,9 +172,11 @@ def _spend_attempt(  # noqa: PLR0917
     fault: str,
     table: Table = tasks,
     first_backoff_s: float = FAULT_BACKOFF_S,
+    *,
+    final: bool = False,
 ) -> None:
-    backoff_s = first_backoff_s * 2 ** (attempts - 1)
-    most = process.settings.max_attempts
+    backoff_s = min(LONGEST_BACKOFF_S, first_backoff_s * 2 ** (attempts - 1))
+    most = attempts if final else process.settings.max_attempts
     state = outlasting(
         lambda: ledger.give_back(process.engine, row_id, fence, kind, fault, most, backoff_s, table)
     )
@@ -181,7 +193,8 @@ def _leave_to_others(  # noqa: PLR0917
 ) -> tuple[Outcome, str]:
     """Put back what this host cannot read, and rest: where the archive is not mounted each message
     would fail at once, and the worst host would take most of them, retries and all."""
-    _spend_attempt(process, row_id, fence, attempts, UNREADABLE, str(error), table, PLACE_BACKOFF_S)
+    spent = process, row_id, fence, attempts, UNREADABLE, str(error), table, PLACE_BACKOFF_S
+    _spend_attempt(*spent, final=isinstance(error, FileReplaced))
     if error.folder_missing:
         process.unreadable += 1
         time.sleep(min(LONGEST_REST_S, FIRST_REST_S * 2 ** (process.unreadable - 1)))

@@ -5,6 +5,7 @@ Errors are those of `workers.refusals`, where their tree is drawn.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import random
@@ -99,9 +100,9 @@ class Wire:
             raise JobStopped(
                 "the API address is not an http:// or https:// address: set NIGHTREEL_API_URL"
             )
-        if parts.username or parts.query or parts.fragment:
+        if "@" in parts.netloc or parts.query or parts.fragment:
             raise JobStopped(
-                "the API address must hold no user name, query or fragment: "
+                "the API address must hold no user name, password, query or fragment: "
                 "put the key into NIGHTREEL_API_KEY or NIGHTREEL_API_KEY_FILE"
             )
         path = re.sub("/+", "/", parts.path).rstrip("/")  # a double slash is no route anywhere
@@ -126,7 +127,9 @@ class Wire:
         # What requests would find out for each request anew is found out here once: proxies and
         # certificates from the environment, the address in pieces. No .netrc is read.
         self._adapter = HTTPAdapter(pool_connections=1, pool_maxsize=settings.api_in_flight + 1)
-        proxies = requests.utils.get_environ_proxies(self.base)
+        # A proxy's own loopback interface is another machine's.
+        at_home = _is_loopback(parts.hostname)
+        proxies = {} if at_home else requests.utils.get_environ_proxies(self.base)
         certificates = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
         try:
             root = requests.Request("GET", self.base).prepare()
@@ -168,18 +171,22 @@ class Wire:
         with self._counting:
             return Usage(self._image_calls, self._text_calls, self._bytes_sent, self._seconds)
 
-    def get(self, path: str) -> dict[str, Any]:
-        """Return the JSON object at `path`, which is not billed; empty where there is none. Raises
-        Outage where nothing answers, or says that it cannot now."""
-        with self._breaker_asked():
+    def get(self, path: str, attempts: int) -> dict[str, Any]:
+        """Return the JSON object at `path`, which is not billed; empty where there is none. Sends
+        again as `post` does. Raises Outage where nothing answers, or says that it cannot now: who
+        an endpoint is must not be guessed from that."""
+
+        def ask() -> dict[str, Any]:
             answer = self._send("GET", path, None)
-            try:
-                found = _json(_read_capped(answer, self._settings.api_read_timeout_s))
-            except Outage:
+            found = _json(_read_capped(answer, self._settings.api_read_timeout_s))
+            if answer.status != 200:
+                refused = self._refusal(answer, found)
+                if isinstance(refused, Outage):
+                    raise refused
                 return {}
-            if answer.status in (429, 502, 503, 504):
-                raise self._refusal(answer, found)
-        return found if answer.status == 200 and isinstance(found, dict) else {}
+            return found if isinstance(found, dict) else {}
+
+        return self._insisting(ask, attempts)
 
     def weight(self, body: Body) -> int:
         """Bytes that a request with this body counts for in `spent`. Raises JobStopped."""
@@ -187,9 +194,19 @@ class Wire:
 
     def is_missing(self, route: str) -> bool:
         """Whether there is no such route, by a request that asks for nothing."""
+        # What a server says of routes that it does not know.
+        return self._asked_for_nothing(route).status in (404, 405)
+
+    def check_key(self, route: str) -> None:
+        """Raise JobStopped where the key is refused, by a request that asks for nothing."""
+        answer = self._asked_for_nothing(route)
+        if answer.status in (401, 403):
+            raise self._refusal(answer, None)
+
+    def _asked_for_nothing(self, route: str) -> BaseHTTPResponse:
         answer = self._send("POST", route + self._query, self._encoded({}))
         answer.close()
-        return answer.status in (404, 405)  # what a server says of routes that it does not know
+        return answer
 
     def post(
         self,
@@ -206,15 +223,23 @@ class Wire:
         makes of the answer. An answer that says in its header which model it is of must be of
         `model`, where that is given."""
         content = self._encoded(body)
+
+        def ask() -> T:
+            found, served = self._once(route, content, images, texts)
+            self._check_model(model, served)
+            return read(found)
+
+        return self._insisting(ask, attempts, self._rate)
+
+    def _insisting(self, ask: Callable[[], T], attempts: int, rate: RateLimit | None = None) -> T:
+        """What `ask` returns, asked again with backoff while it may yet succeed."""
         began = self._clock()
         for attempt in range(1, attempts + 1):
-            if self._rate is not None:
-                self._sleep(self._rate.wait_s())
+            if rate is not None:
+                self._sleep(rate.wait_s())
             try:
                 with self._breaker_asked():
-                    found, served = self._once(route, content, images, texts)
-                    self._check_model(model, served)
-                    return read(found)
+                    return ask()
             except AtRest:
                 raise
             except Outage as error:
@@ -331,6 +356,13 @@ class Wire:
         if not isinstance(said, str) or answer.status == 422:  # which echoes what it was sent
             said = answer.reason or "no word"
         return refusal(answer.status, shown(said, self._secret), answer.headers)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _json(said: bytes) -> Any:

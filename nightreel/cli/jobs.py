@@ -27,6 +27,7 @@ JOBS = (
     Column("created", "Created", moment),
     Column("closed", "Closed", moment),
     Column("held", "Held because"),
+    Column("unreadable", "Unreadable because"),
 )
 
 job_argument = click.argument("number", type=JOB_ID, metavar="JOB")
@@ -75,10 +76,11 @@ def jobs(tag: str | None, state: str | None, limit: int, database_url: str, form
             "created": utc(one.job.created_ms),
             "closed": utc(one.job.closed_ms),
             "held": one.job.pause_reason or one.job.pause_kind,
+            "unreadable": one.job.unreadable,
         }
         for one in found
     ]
-    optional = ("tag", "priority", "held")
+    optional = ("tag", "priority", "held", "unreadable")
     columns = [
         column
         for column in JOBS
@@ -101,10 +103,10 @@ def pause(number: int, database_url: str) -> int:
     from storage.ledger.progress import BY_HAND
 
     engine, job = job_asked(database_url, number)
-    if job.state is JobState.CLOSED:
-        say(f"job {job.id} is closed: there is nothing to pause")
-    elif job.state is JobState.PAUSED:
+    if job.state is JobState.PAUSED:
         say(f"job {job.id} is paused already: {job.pause_reason}")
+    elif job.state is not JobState.RUNNING:
+        say(f"job {job.id} is {job.state}: there is nothing to pause")
     else:
         with_retries(lambda: ledger.pause_job(engine, job.id, BY_HAND, "paused by hand"))
         say(f"job {job.id} is paused: `nightreel resume {job.id}` goes on")
@@ -121,22 +123,32 @@ def pause(number: int, database_url: str) -> int:
 )
 @database_option
 def resume(number: int, max_calls: int | None, database_url: str) -> int:
-    """Go on with a JOB that is paused: by hand, for its budget, or because the API refused."""
+    """Go on with a JOB that is paused: by hand, for its budget, or because the API refused.
+
+    With --max-calls one that runs is given that budget too.
+    """
     from storage import ledger
     from storage.database import with_retries
     from storage.ledger import BUDGET_SPENT, JobState
 
     engine, job = job_asked(database_url, number)
     if job.state is not JobState.PAUSED:
-        say(f"job {job.id} is {job.state}: there is nothing to resume")
+        if max_calls is None:
+            say(f"job {job.id} is {job.state}: there is nothing to resume")
+        elif job.state is JobState.RUNNING:
+            with_retries(lambda: ledger.set_budget(engine, job.id, max_calls))
+            say(f"job {job.id} is running: {counted(max_calls, 'call')} may be billed from now on")
+        else:
+            raise click.UsageError(f"job {job.id} is {job.state}: it is given no calls.")
         return ExitCode.OK
     if job.pause_kind == BUDGET_SPENT and max_calls is None:
         raise click.UsageError(f"job {job.id} has spent its budget: give it more with --max-calls.")
     if max_calls is not None:
         with_retries(lambda: ledger.set_budget(engine, job.id, max_calls))
     with_retries(lambda: ledger.resume_job(engine, job.id))
-    tasks = counted(ledger.status(engine, job.id).open_tasks, "task")
-    say(f"job {job.id} goes on: {tasks} open{_feeder(job)}")
+    stands = ledger.status(engine, job.id)
+    work = _work(stands.open_tasks, stands.open_probes)
+    say(f"job {job.id} goes on: {work} open{_feeder(job)}")
     return ExitCode.OK
 
 
@@ -157,14 +169,14 @@ def cancel(number: int, yes: bool, database_url: str) -> int:
     if stands.finished:
         say(f"job {job.id} is closed: there is nothing to cancel")
         return ExitCode.OK
-    tasks, files = counted(stands.open_tasks, "task"), counted(stands.open_probes, "file")
-    confirm(f"job {job.id}: give up {tasks} and {files} still to be read?", yes=yes)
+    work = _work(stands.open_tasks, stands.open_probes)
+    confirm(f"job {job.id}: give up {work}?", yes=yes)
     given_up = with_retries(lambda: ledger.cancel_job(engine, job.id))
     # No scheduler may be running that would do it.
     with_retries(lambda: ledger.close_finished(engine, job.id))
     say(
-        f"job {job.id} is cancelled: {counted(given_up, 'task')} given up; what was done stays, "
-        f"and `nightreel retry {job.id}` opens the rest again"
+        f"job {job.id} is cancelled: {_work(given_up.tasks, given_up.files)} given up; what was "
+        f"done stays, and `nightreel retry {job.id}` opens the rest again"
     )
     return ExitCode.OK
 
@@ -192,8 +204,8 @@ def retry(number: int, kind: str | None, video: str | None, database_url: str) -
     video_id = None if video is None else one_video(engine, job, video)
     kind = kind or None  # an empty one is a script's unset variable
     again = with_retries(lambda: ledger.retry_job(engine, job.id, kind=kind, video_id=video_id))
-    if again:
-        say(f"job {job.id}: {counted(again, 'task')} open again{_feeder(job)}")
+    if again.tasks or again.files:
+        say(f"job {job.id}: {_work(again.tasks, again.files)} open again{_feeder(job)}")
     else:
         chosen = f" for {kind}" * (kind is not None) + f" of {video}" * (video is not None)
         say(
@@ -213,6 +225,14 @@ def confirm(question: str, *, yes: bool) -> None:
     if not click.confirm(question, err=True):
         say("nothing was done")
         raise click.exceptions.Exit(ExitCode.INTERRUPTED)
+
+
+def _work(tasks: int, files: int) -> str:
+    """Units of work in words."""
+    unread = counted(files, "unread file")
+    if not files:
+        return counted(tasks, "task")
+    return f"{counted(tasks, 'task')} and {unread}" if tasks else unread
 
 
 def _feeder(job: Job) -> str:

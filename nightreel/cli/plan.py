@@ -47,7 +47,7 @@ Examples:
 @request_options
 @click.option(
     "--rate",
-    type=FiniteFloat(0, min_open=True),
+    type=FiniteFloat(0.001, 1_000_000),
     default=20.0,
     show_default=True,
     help="Calls a second to reckon with.",
@@ -55,7 +55,7 @@ Examples:
 @click.option(
     "--price-per-1000",
     "price",
-    type=FiniteFloat(0),
+    type=FiniteFloat(0, 1_000_000),
     default=0.2,
     show_default=True,
     help="Credits for a thousand calls; the default is the least that the hosted API bills.",
@@ -68,8 +68,9 @@ def plan(request: Request, rate: float, price: float, database_url: str, form: s
     PATH is what `nightreel run` takes. The videos are indexed; some of their frames, or all where
     there are few, are decoded, half a minute long at most, to know what pictures of them weigh.
     With --api, the API is asked by one call whether it takes lists of pictures, as a run would ask
-    it. Frames whose embeddings the results database holds from earlier jobs cost nothing again.
-    Ends with 3 where a file cannot be read as a video.
+    it. Prompts that may be too long for the API are asked about. Frames whose embeddings the
+    results database holds from earlier jobs cost nothing again. Ends with 3 where a file cannot be
+    read as a video.
     """
     from scheduler.estimate import Planned, estimate
     from scheduler.weighing import Weighing
@@ -80,6 +81,7 @@ def plan(request: Request, rate: float, price: float, database_url: str, form: s
     sampling = request.sampling()
     served = request.served()
     labels = request.labels(served.input_size)
+    request.check_labels(labels)
     rejected: list[str] = []
     asked = _ask(request.api_url, served.input_size)
     results, fit = _results(database_url), Fit(request.fit)

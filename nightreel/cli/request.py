@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -166,14 +166,22 @@ class Request:
         return labels.label_set_of(self.label_texts) if self.label_texts else labels.seasons()
 
     def check_labels(self, labels: LabelSet) -> None:
-        """Refuse prompts that are too long for the API; it is asked about doubtful ones alone.
+        """Refuse example pictures where the API only compares, and prompts that are too long for
+        it; it is asked about what is doubtful alone.
 
         Raises LabelsError that names label and prompt.
         """
-        from scheduler.labels import check_fit, may_not_fit
+        from scheduler.labels import check_examples, check_fit, may_not_fit
         from workers.api import ApiClient
         from workers.settings import WorkerSettings
 
+        def only_compares() -> bool:
+            if self.api_url is None:  # it is not started for that: it embeds, if it is let to
+                return WorkerSettings().api_way == "compare"
+            with closing(ApiClient(WorkerSettings(api_url=self.api_url))) as client:
+                return client.only_compares()
+
+        check_examples(labels, only_compares)
         if not may_not_fit(labels):
             return
         with ExitStack() as stack:

@@ -172,8 +172,9 @@ def _row(stands: JobStatus) -> dict[str, Any]:
         "max_calls": stands.max_calls,
         "calls_left": stands.calls_left,
         "model": job.model,
-        "sampling": str(job.sampling),
-        "fit": str(job.fit),
+        "sampling": job.sampling_text,
+        "fit": job.fit_text,
+        "unreadable": job.unreadable,
         "created": utc(job.created_ms),
         "opened": utc(job.opened_ms),
         "closed": utc(job.closed_ms),
@@ -209,6 +210,8 @@ def _lines(stands: JobStatus) -> Iterator[tuple[str, str]]:
     job, usage, recent = stands.job, stands.usage, stands.recent
     if stands.held is not None:
         yield "Held", stands.held
+    if job.unreadable is not None:
+        yield "Unreadable", job.unreadable
     if stands.open_probes or not job.planning_finished:
         yield "Planning", f"{counted(stands.open_probes, 'file')} still to be read"
     yield "Videos", _counts(stands.closed_videos, stands.videos, stands.videos_by_state)
@@ -233,7 +236,7 @@ def _lines(stands: JobStatus) -> Iterator[tuple[str, str]]:
         f"{usage.image_calls:,} image calls, {usage.text_calls:,} text calls, "
         f"{usage.bytes_sent / 1e6:,.1f} MB sent{left}",
     )
-    yield "Frames", f"{stands.samples:,} by {job.sampling}, {job.fit}, {job.model}"
+    yield "Frames", f"{stands.samples:,} by {job.sampling_text}, {job.fit_text}, {job.model}"
     closed = f", closed {moment(utc(job.closed_ms))}" if job.closed_ms else ""
     yield "Since", f"{moment(utc(job.created_ms))}{closed}"
 

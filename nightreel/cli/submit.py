@@ -22,6 +22,12 @@ SUBMITTED = (
 )
 
 
+def _one_line(_: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not text.isprintable():
+        raise click.BadParameter("printable characters on one line are expected.", param=option)
+    return text
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -41,8 +47,18 @@ The same command again, or the same key, is the same job: it adds new and change
     show_default=True,
     help="Labels kept for each frame, best first.",
 )
-@click.option("--name", metavar="TEXT", help="Name of the job.  [default: that of its labels]")
-@click.option("--tag", metavar="TEXT", help="A word to find the job by: a project, a client.")
+@click.option(
+    "--name",
+    metavar="TEXT",
+    callback=_one_line,
+    help="Name of the job.  [default: that of its labels]",
+)
+@click.option(
+    "--tag",
+    metavar="TEXT",
+    callback=_one_line,
+    help="A word to find the job by: a project, a client.",
+)
 @click.option(
     "--priority",
     type=click.IntRange(-9, 9),
@@ -92,6 +108,11 @@ def submit(  # noqa: PLR0917 - one parameter an option
     from storage import database, ledger
     from storage.records import ArchiveFile, Fit
 
+    if idempotency_key is not None and not idempotency_key.strip():
+        raise click.BadParameter(
+            "a blank one is no key: an unset variable of a script would make all its jobs one.",
+            param_hint="--idempotency-key",
+        )
     if notify_url is not None:
         _check_address(notify_url)
     sampling = request.sampling()
@@ -141,7 +162,8 @@ def submit(  # noqa: PLR0917 - one parameter an option
     }
     write_rows([row], SUBMITTED, form)
     if job.state is ledger.JobState.PAUSED:
-        say(f"job {job.id} is paused ({job.pause_kind}): `nightreel resume {job.id}` goes on")
+        more = " --max-calls N" if job.pause_kind == ledger.BUDGET_SPENT else ""
+        say(f"job {job.id} is paused ({job.pause_kind}): `nightreel resume {job.id}{more}` goes on")
     return ExitCode.OK
 
 

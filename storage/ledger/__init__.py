@@ -16,6 +16,7 @@ from storage.ledger.budget import (
 )
 from storage.ledger.closing import ClosedVideo, Unclosable, close_finished
 from storage.ledger.control import (
+    Units,
     cancel_job,
     expire_leases,
     lease_holders,
@@ -30,6 +31,7 @@ from storage.ledger.job import (
     JobState,
     KeyTaken,
     NoSuchJob,
+    UnreadableJob,
     finish_planning,
     get_job,
     latest_job,
@@ -59,6 +61,7 @@ from storage.ledger.planning import (
     known_video,
     places,
     plan_video,
+    planning_goes_on,
     register_file,
     reject_unread,
     reject_video,
@@ -72,7 +75,7 @@ from storage.ledger.probes import (
     plan_probed,
     reject_probed,
 )
-from storage.ledger.progress import JobStatus, status
+from storage.ledger.progress import JobStatus, status, why_waiting
 
 __all__ = [
     "BUDGET_SPENT",
@@ -93,6 +96,8 @@ __all__ = [
     "Reservation",
     "SweepCount",
     "Unclosable",
+    "Units",
+    "UnreadableJob",
     "calls_left",
     "cancel_job",
     "claim",
@@ -120,6 +125,7 @@ __all__ = [
     "places",
     "plan_probed",
     "plan_video",
+    "planning_goes_on",
     "recover",
     "register_file",
     "reject_probed",
@@ -137,4 +143,5 @@ __all__ = [
     "sweep",
     "unqueue",
     "video_in_job",
+    "why_waiting",
 ]

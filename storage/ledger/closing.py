@@ -21,7 +21,7 @@ from storage.flags import flag_rows
 from storage.labels import labels_in
 from storage.ledger.events import job_closed
 from storage.ledger.job import JobState
-from storage.records import Fit, Gap, GapKind, Sampling, Scene, TaskState, VideoState
+from storage.records import Gap, GapKind, Scene, TaskState, VideoState
 from storage.results import gaps_in
 from storage.scenes import Shares, labelled_scenes, picture_changes
 from storage.schema import (
@@ -234,8 +234,8 @@ def _picture_changes(
     job = connection.execute(
         select(jobs.c.sampling, jobs.c.fit, jobs.c.model).where(jobs.c.id == job_id)
     ).one()
-    sampling = Sampling.parse(job.sampling)
-    for stored in vectors.of_job(connection, job_id, sampling, Fit(job.fit), job.model, [video_id]):
+    # As they are written: a release that cannot read them can close the video all the same.
+    for stored in vectors.of_job(connection, job_id, *job, [video_id]):
         at = np.searchsorted(stored.times[:, vectors.BUCKET], found.bucket)
         if (
             at.max(initial=-1) < len(stored.times)

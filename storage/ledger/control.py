@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Engine, case, delete, or_, select, update
+from sqlalchemy import Engine, case, delete, or_, select, update
 
 from storage.database import reading, writing
 from storage.dialect import Now, lock_ledger, one_line
 from storage.ledger.job import JobState, lock_job, reopen
-from storage.ledger.listing import AT_ONCE, again
+from storage.ledger.listing import AT_ONCE, again, given_up
 from storage.records import TaskState, VideoState
 from storage.schema import (
     IN_FLIGHT,
@@ -22,6 +23,15 @@ from storage.schema import (
     still_open,
     tasks,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Units:
+    """How many units of work something was done to."""
+
+    tasks: int
+    files: int
+    """To be probed."""
 
 
 def pause_job(engine: Engine, job_id: int, kind: str, reason: str) -> None:
@@ -112,13 +122,13 @@ def expire_leases(engine: Engine, job_id: int, dead: Collection[str]) -> int:
         ).rowcount
 
 
-def cancel_job(engine: Engine, job_id: int) -> int:
-    """Give up all of the job's tasks that are not finished, and return their number; files that
-    are not probed yet are not planned any more.
+def cancel_job(engine: Engine, job_id: int) -> Units:
+    """Give up all of the job's tasks that are not finished, and return how many; files that are
+    not probed yet are not planned any more.
 
-    Their time becomes gaps when the videos close; work under lease can no longer commit.
+    The tasks' time becomes gaps when the videos close; work under lease can no longer commit.
     """
-    given_up = {
+    ended = {
         "state": TaskState.CANCELLED,
         "queued_ms": None,
         "lease_until_ms": None,
@@ -127,11 +137,11 @@ def cancel_job(engine: Engine, job_id: int) -> int:
     with writing(engine) as connection:
         lock_ledger(connection)
         lock_job(connection, job_id)
-        connection.execute(
-            update(probes).where(still_open(probes), probes.c.job_id == job_id).values(given_up)
-        )
+        unread = connection.execute(
+            update(probes).where(still_open(probes), probes.c.job_id == job_id).values(ended)
+        ).rowcount
         cancelled = connection.execute(
-            update(tasks).where(OPEN, tasks.c.job_id == job_id).values(given_up)
+            update(tasks).where(OPEN, tasks.c.job_id == job_id).values(ended)
         ).rowcount
         # A paused job would not be closed otherwise.
         connection.execute(
@@ -140,19 +150,17 @@ def cancel_job(engine: Engine, job_id: int) -> int:
             .values(state=JobState.RUNNING, pause_kind=None, pause_reason=None)
         )
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(planning_finished=True))
-    return cancelled
+    return Units(cancelled, unread)
 
 
 def retry_job(
     engine: Engine, job_id: int, *, kind: str | None = None, video_id: int | None = None
-) -> int:
-    """Give the job's failed and cancelled tasks all their attempts again, and return their number,
-    that of files to be probed again included; their videos and the job are open again. `kind` and
-    `video_id` choose among them: the kind of error, one video.
+) -> Units:
+    """Give the job's failed and cancelled tasks all their attempts again, have its files probed
+    again that could not be, and return how many; their videos and the job are open again. `kind`
+    and `video_id` choose among them: the kind of error or of gap, one video.
     """
-    lost: ColumnElement[bool] = tasks.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
-    if kind is not None:
-        lost &= tasks.c.error_kind == kind
+    lost = given_up(tasks, kind)
     if video_id is not None:
         lost &= tasks.c.video_id == video_id
     with writing(engine) as connection:
@@ -167,7 +175,7 @@ def retry_job(
         if probed_again:
             reopen(connection, job_id, planning_finished=False)
         if not found:
-            return probed_again
+            return Units(0, probed_again)
         for at in range(0, len(found), AT_ONCE):
             ids = [row.id for row in found[at : at + AT_ONCE]]
             # The gaps of a lost task were written when its video was closed.
@@ -193,4 +201,4 @@ def retry_job(
                 )
             )
         reopen(connection, job_id)
-    return len(found) + probed_again
+    return Units(len(found), probed_again)

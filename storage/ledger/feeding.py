@@ -41,30 +41,34 @@ PRIORITIES = range(-9, 10)
 """What a job's priority may be; each step doubles the weight."""
 
 
-def feed(engine: Engine, window: int, job_id: int | None = None) -> list[int]:
+def feed(
+    engine: Engine, window: int, job_id: int | None = None, *, most: int = LARGEST_FEED
+) -> list[int]:
     """Mark due tasks as queued, as many as fit into the window, and return their ids in the order
     to publish them; publish, or `unqueue` them.
 
     At most `window` tasks are queued or leased at a time, of all submitted jobs or of `job_id`
-    alone. Jobs share in proportion to 2 to the power of their priority; within a job every video's
-    first range goes before any second.
+    alone, and one call marks at most `most`. Jobs share in proportion to 2 to the power of their
+    priority; within a job every video's first range goes before any second.
     """
-    return _feed(engine, tasks, window, job_id)
+    return _feed(engine, tasks, window, job_id, most)
 
 
-def feed_probes(engine: Engine, window: int, job_id: int | None = None) -> list[int]:
+def feed_probes(
+    engine: Engine, window: int, job_id: int | None = None, *, most: int = LARGEST_FEED
+) -> list[int]:
     """The same for files to be probed, in the order in which they were listed."""
-    return _feed(engine, probes, window, job_id)
+    return _feed(engine, probes, window, job_id, most)
 
 
-def _feed(engine: Engine, table: Table, window: int, job_id: int | None) -> list[int]:
+def _feed(engine: Engine, table: Table, window: int, job_id: int | None, most: int) -> list[int]:
     chosen = jobs.c.submitted if job_id is None else jobs.c.id == job_id
     with writing(engine) as connection:
         lock_ledger(connection)
         # Counted here: asked to group, SQLite walks the index of all tasks instead of this one.
         at_work = Counter(connection.scalars(select(table.c.job_id).where(in_flight(table))))
         of_these = connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(at_work), chosen)).all()
-        room = min(window - sum(at_work[one] for one in of_these), LARGEST_FEED)
+        room = min(window - sum(at_work[one] for one in of_these), most, LARGEST_FEED)
         if room <= 0:
             return []
         fed = _share(connection, table, chosen, room)

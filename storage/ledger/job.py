@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from storage.database import reading, writing
 from storage.dialect import Now, insert, lock_ledger, upsert
+from storage.exits import ExitCode
 from storage.ledger.budget import BUDGET_SPENT, set_budget_anew
 from storage.ledger.listing import add_probes
 from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling, VideoState
@@ -33,6 +34,8 @@ from storage.schema import (
     label_sets,
     labels,
 )
+
+T = TypeVar("T")
 
 
 class JobState(StrEnum):
@@ -53,18 +56,25 @@ class KeyTaken(Exception):
     """The key that a person chose is that of another job, which asks for something else."""
 
 
+class UnreadableJob(Exception):
+    """Another release made the job, and this one cannot read what it asks for."""
+
+    code = ExitCode.DATABASE
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the database holds it."""
+    """A job as the database holds it, whichever release made it."""
 
     id: int
     key: str
     name: str
-    state: JobState
+    state: JobState | str
+    """A plain word where another release has a state that this one does not know."""
     planning_finished: bool
     priority: int
-    sampling: Sampling
-    fit: Fit
+    sampling_text: str
+    fit_text: str
     top_n: int
     label_set_id: int
     model: str
@@ -88,13 +98,43 @@ class Job:
     created: bool = False
     """Whether the call that returned this made the job."""
 
+    @property
+    def sampling(self) -> Sampling:
+        """How its frames are chosen. Raises UnreadableJob."""
+        return self._read(Sampling.parse, self.sampling_text)
+
+    @property
+    def fit(self) -> Fit:
+        """How its frames become squares. Raises UnreadableJob."""
+        return self._read(Fit, self.fit_text)
+
+    @property
+    def unreadable(self) -> str | None:
+        """Why this release cannot read the job; None where it can."""
+        try:
+            self._read(JobState, self.state)
+            _ = self.sampling, self.fit
+        except UnreadableJob as error:
+            return str(error)
+        return None
+
+    def _read(self, read: Callable[[str], T], text: str) -> T:
+        try:
+            return read(text)
+        except (ValueError, ArithmeticError) as error:
+            raise UnreadableJob(
+                f"job {self.id} was made by nightreel {self.version}, and this one, "
+                f"{version('nightreel')}, cannot read it: {error}"
+            ) from error
+
 
 def job_of(row: RowMapping, *, created: bool = False) -> Job:
     """The value of a row of `jobs`."""
     fields: dict[str, Any] = dict(row)
-    fields["state"] = JobState(fields["state"])
-    fields["sampling"] = Sampling.parse(fields["sampling"])
-    fields["fit"] = Fit(fields["fit"])
+    if fields["state"] in set(JobState):
+        fields["state"] = JobState(fields["state"])
+    for name in ("sampling", "fit"):
+        fields[f"{name}_text"] = fields.pop(name)
     return Job(**fields, created=created)
 
 
@@ -124,36 +164,38 @@ def open_job(
     with writing(engine) as connection:
         if submitted:
             lock_ledger(connection)
-        label_set_id = _store_label_set(connection, spec.labels)
-        made = connection.execute(
-            insert(connection, jobs)
-            .values(
-                key=spec.key,
-                name=spec.name,
-                state=JobState.RUNNING,
-                planning_finished=False,
-                priority=priority or 0,
-                sampling=str(spec.sampling),
-                fit=spec.fit,
-                top_n=spec.top_n,
-                label_set_id=label_set_id,
-                model=spec.model,
-                notice=spec.notice,
-                version=version("nightreel"),
-                request=spec.request,
-                tag=tag,
-                submitted=submitted,
-                task_us=task_us,
-                served=0.0,
-                served_probes=0.0,
-                notify_url=notify_url,
-                created_ms=Now(),
-                opened_ms=Now(),
-            )
-            .on_conflict_do_nothing(index_elements=["key"])
-            .returning(jobs.c.id)
-        ).scalar()
         found = select(jobs.c.id, jobs.c.request, jobs.c.submitted).where(jobs.c.key == spec.key)
+        made: int | None = None
+        if connection.execute(found).first() is None:
+            # Not tried in vain: that uses up a number.
+            made = connection.execute(
+                insert(connection, jobs)
+                .values(
+                    key=spec.key,
+                    name=spec.name,
+                    state=JobState.RUNNING,
+                    planning_finished=False,
+                    priority=priority or 0,
+                    sampling=str(spec.sampling),
+                    fit=spec.fit,
+                    top_n=spec.top_n,
+                    label_set_id=_store_label_set(connection, spec.labels),
+                    model=spec.model,
+                    notice=spec.notice,
+                    version=version("nightreel"),
+                    request=spec.request,
+                    tag=tag,
+                    submitted=submitted,
+                    task_us=task_us,
+                    served=0.0,
+                    served_probes=0.0,
+                    notify_url=notify_url,
+                    created_ms=Now(),
+                    opened_ms=Now(),
+                )
+                .on_conflict_do_nothing(index_elements=["key"])
+                .returning(jobs.c.id)
+            ).scalar()
         job_id, request, of_farm = connection.execute(found).one()
         if request != spec.request:
             raise KeyTaken(

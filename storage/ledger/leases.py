@@ -9,15 +9,17 @@ the database's clock.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Engine,
-    Integer,
     Table,
     and_,
     bindparam,
@@ -34,7 +36,7 @@ from storage.database import writing
 from storage.dialect import Now, lock_ledger, one_line
 from storage.ledger.job import JobState
 from storage.ledger.planning import info_of
-from storage.records import Fit, FrameRange, Sampling, TaskState, VideoInfo
+from storage.records import ArchiveFile, Fit, FrameRange, Sampling, TaskState, VideoInfo
 from storage.schema import files, held, in_flight, jobs, probes, tasks, videos
 
 MAX_ATTEMPTS = 5
@@ -62,10 +64,12 @@ class Claim:
     attempts: int
     """Attempts spent, this one included."""
     job_id: int
+    job_created_ms: int
+    """With its number the mark of the job among those of all databases."""
     video_id: int
     content_id: str
-    path_raws: tuple[bytes, ...]
-    """Every place that the video was seen at, the latest first."""
+    files: tuple[ArchiveFile, ...]
+    """Every place that the video was seen at, as it was seen there, the latest first."""
     info: VideoInfo
     frame_range: FrameRange
     sampling: Sampling
@@ -129,7 +133,7 @@ def _taking(table: Table) -> ReturningUpdate[int]:
             attempts=table.c.attempts + 1,
             fence=table.c.fence + 1,
             queued_ms=None,
-            lease_until_ms=Now() + bindparam("lease_ms", type_=Integer),
+            lease_until_ms=Now() + bindparam("lease_ms", type_=BigInteger),
             worker=bindparam("taken_by"),
         )
         .returning(table.c.fence)
@@ -159,6 +163,8 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
                     jobs.c.top_n,
                     jobs.c.label_set_id,
                     jobs.c.model,
+                    jobs.c.version,
+                    jobs.c.created_ms.label("job_created_ms"),
                 )
                 .join(videos, videos.c.id == tasks.c.video_id)
                 .join(jobs, jobs.c.id == tasks.c.job_id)
@@ -167,20 +173,24 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
             .mappings()
             .one()
         )
-        places = connection.scalars(
-            select(files.c.path_raw)
+        places = connection.execute(
+            select(files.c.path_raw, files.c.size_bytes, files.c.mtime_ns)
             .where(files.c.video_id == row["video_id"])
             .order_by(files.c.seen_ms.desc(), files.c.id.desc())
         ).all()
-    with readable(engine, task_id, fence):
+    with readable(engine, task_id, fence, row["version"]):
         return Claim(
             task_id=task_id,
             fence=fence,
             attempts=row["attempts"],
             job_id=row["job_id"],
+            job_created_ms=row["job_created_ms"],
             video_id=row["video_id"],
             content_id=row["content_id"],
-            path_raws=tuple(places),
+            files=tuple(
+                ArchiveFile(os.fsdecode(path_raw), size_bytes, mtime_ns)
+                for path_raw, size_bytes, mtime_ns in places
+            ),
             info=info_of(row),
             frame_range=FrameRange.from_json(row["plan"]),
             sampling=Sampling.parse(row["sampling"]),
@@ -192,13 +202,18 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
 
 
 @contextmanager
-def readable(engine: Engine, row_id: int, fence: int, table: Table = tasks) -> Iterator[None]:
+def readable(
+    engine: Engine, row_id: int, fence: int, planned_by: str, table: Table = tasks
+) -> Iterator[None]:
     """Within, a claim is read from its rows; what another release wrote and this one cannot read
     is put back without an attempt, for a worker that can. Raises IncompatiblePlan."""
     try:
         yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"this worker cannot read what another release planned: {error}"
+    except (ValueError, ArithmeticError, KeyError, TypeError, AttributeError) as error:
+        said = (
+            f"this worker, of nightreel {version('nightreel')}, cannot read what nightreel "
+            f"{planned_by} planned: {error}"
+        )
         release(engine, row_id, fence, INCOMPATIBLE_REST_S, INCOMPATIBLE, said, table)
         raise IncompatiblePlan(said) from error
 
@@ -338,4 +353,4 @@ def _expired(table: Table) -> ColumnElement[bool]:
 
 def after(seconds: float) -> ColumnElement[int]:
     """The moment `seconds` from now, by the database's clock."""
-    return Now() + cast(literal(round(seconds * 1000)), Integer)
+    return Now() + cast(literal(round(seconds * 1000)), BigInteger)

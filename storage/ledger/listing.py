@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, exists, literal_column, or_, update
+from sqlalchemy import ColumnElement, Connection, Table, exists, literal_column, or_, update
 
 from storage.dialect import insert
-from storage.records import ArchiveFile, TaskState, VideoState
-from storage.schema import files, job_videos, probes
+from storage.records import ArchiveFile, GapKind, TaskState, VideoState
+from storage.schema import files, job_videos, probes, tasks
 
 SEEN_ANEW = (
     *("size_bytes", "mtime_ns"),
@@ -62,6 +62,17 @@ def add_probes(
         connection.execute(statement, rows[at : at + AT_ONCE])
 
 
+def given_up(table: Table, kind: str | None) -> ColumnElement[bool]:
+    """Condition on `tasks` or `probes` that the work has failed or was cancelled, for this kind of
+    reason or any: that of its error, or that of the gap which it has left."""
+    if kind == GapKind.CANCELLED:
+        return table.c.state == TaskState.CANCELLED
+    if kind == GapKind.TASK_FAILED and table is tasks:
+        return table.c.state == TaskState.FAILED
+    lost = table.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
+    return lost if kind is None else lost & (table.c.error_kind == kind)
+
+
 def again(connection: Connection, job_id: int, *, kind: str | None, video_id: int | None) -> int:
     """Within a transaction: have the job's files probed again that could not be, or whose video was
     rejected; return their number."""
@@ -71,11 +82,9 @@ def again(connection: Connection, job_id: int, *, kind: str | None, video_id: in
         .where(of_path, files.c.video_id == job_videos.c.video_id)
         .where(job_videos.c.job_id == job_id, job_videos.c.state == VideoState.REJECTED)
     )
-    failed: ColumnElement[bool] = probes.c.state.in_([TaskState.FAILED, TaskState.CANCELLED])
     if kind is not None:
         rejected = rejected.where(job_videos.c.reason_kind == kind)
-        failed &= probes.c.error_kind == kind
-    chosen = or_(failed, (probes.c.state == TaskState.DONE) & rejected)
+    chosen = or_(given_up(probes, kind), (probes.c.state == TaskState.DONE) & rejected)
     if video_id is not None:
         chosen &= exists().where(of_path, files.c.video_id == video_id)
     return connection.execute(

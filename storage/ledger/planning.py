@@ -10,12 +10,12 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, Engine, RowMapping, delete, select, update
+from sqlalchemy import Connection, Engine, RowMapping, delete, exists, select, update
 from sqlalchemy import insert as plain_insert
 
 from storage.database import reading, writing
 from storage.dialect import Now, insert, one_line
-from storage.ledger.job import reopen
+from storage.ledger.job import JobState, reopen
 from storage.ledger.listing import path_key
 from storage.recorded import recorded
 from storage.records import (
@@ -176,6 +176,14 @@ def places(engine: Engine, video_id: int) -> list[bytes]:
     with reading(engine) as connection:
         found = select(files.c.path_raw).where(files.c.video_id == video_id)
         return [bytes(name) for name in connection.scalars(found)]
+
+
+def planning_goes_on(engine: Engine) -> bool:
+    """Whether files of any job that runs are still to be listed or probed, so that a video that
+    lies nowhere may yet be found."""
+    going_on = exists().where(jobs.c.state == JobState.RUNNING, ~jobs.c.planning_finished)
+    with reading(engine) as connection:
+        return bool(connection.scalar(select(going_on)))
 
 
 def forget_places(engine: Engine, video_id: int, gone: Sequence[bytes]) -> None:

@@ -41,11 +41,11 @@ def claim_probe(engine: Engine, probe_id: int, worker: str, lease_s: float) -> P
         if fence is None:
             return None
         row = connection.execute(
-            select(probes, jobs.c.sampling, jobs.c.task_us)
+            select(probes, jobs.c.sampling, jobs.c.task_us, jobs.c.version)
             .join(jobs, jobs.c.id == probes.c.job_id)
             .where(probes.c.id == probe_id)
         ).one()
-    with readable(engine, probe_id, fence, probes):
+    with readable(engine, probe_id, fence, row.version, probes):
         return ProbeClaim(
             probe_id=probe_id,
             fence=fence,

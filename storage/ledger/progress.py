@@ -16,6 +16,7 @@ from storage.records import TaskState, Usage, VideoState
 from storage.schema import OPEN, budgets, in_flight, job_videos, jobs, leaders, probes, tasks, usage
 
 _OPEN = (TaskState.PENDING, TaskState.QUEUED, TaskState.LEASED)
+_GIVEN_UP = (TaskState.FAILED, TaskState.CANCELLED)
 
 BY_HAND = "by-hand"
 """Kind of pause of a job that a person has paused, and will resume."""
@@ -54,12 +55,12 @@ class JobStatus:
     """A job at one moment."""
 
     job: Job
-    videos_by_state: Mapping[VideoState, int]
-    """Every state is a key."""
-    tasks_by_state: Mapping[TaskState, int]
-    """Every state is a key."""
-    probes_by_state: Mapping[TaskState, int]
-    """The files of a submitted job; every state is a key."""
+    videos_by_state: Mapping[str, int]
+    """Every VideoState is a key, and any other state that a later release has written."""
+    tasks_by_state: Mapping[str, int]
+    """Every TaskState is a key, and any other, too."""
+    probes_by_state: Mapping[str, int]
+    """The files of a submitted job; every TaskState is a key, and any other, too."""
     samples: int
     duration_us: int
     """Of all videos that were planned."""
@@ -179,29 +180,29 @@ def status(engine: Engine, job_id: int) -> JobStatus:
                 func.coalesce(func.sum(usage.c.decode_seconds), 0.0),
             ).where(usage.c.job_id == job_id)
         ).one()
-    videos_by_state = dict.fromkeys(VideoState, 0)
-    tasks_by_state = dict.fromkeys(TaskState, 0)
-    probes_by_state = dict.fromkeys(TaskState, 0)
+    videos_by_state: Counter[str] = Counter(dict.fromkeys(VideoState, 0))
+    tasks_by_state: Counter[str] = Counter(dict.fromkeys(TaskState, 0))
+    probes_by_state: Counter[str] = Counter(dict.fromkeys(TaskState, 0))
     waiting: Counter[str] = Counter()
     analysed_us = gap_us = samples = 0
     recent = [0, 0, 0]
     for state, count, _ in of_videos:
-        videos_by_state[VideoState(state)] = count
+        videos_by_state[state] = count
     for state, kind, count, *sums in of_tasks:
         # PostgreSQL sums bigint as numeric.
         span_us, found, given_up_us, *lately = map(int, sums)
-        tasks_by_state[TaskState(state)] += count
+        tasks_by_state[state] += count
         if state == TaskState.DONE:
             analysed_us += span_us - given_up_us
             gap_us += given_up_us
             samples += found
             recent = [a + b for a, b in zip(recent, lately, strict=True)]
-        elif state not in _OPEN:
+        elif state in _GIVEN_UP:
             gap_us += span_us
         elif state == TaskState.PENDING and kind is not None:
             waiting[kind] += count
     for state, kind, count in of_probes:
-        probes_by_state[TaskState(state)] += count
+        probes_by_state[state] += count
         if state == TaskState.PENDING and kind is not None:
             waiting[kind] += count
     calls, texts, sent, api_s, decode_s = spent
@@ -222,6 +223,25 @@ def status(engine: Engine, job_id: int) -> JobStatus:
         workers=tuple(sorted(workers)),
         led=led is not None,
     )
+
+
+def why_waiting(engine: Engine, job_id: int, kind: str) -> str | None:
+    """What was said of a task that waits because of this kind of error, and was put back since a
+    command asked for the job last; None where there is none."""
+    with reading(engine) as connection:
+        said: str | None = connection.scalar(
+            select(tasks.c.error)
+            .join(jobs, jobs.c.id == tasks.c.job_id)
+            .where(
+                tasks.c.job_id == job_id,
+                tasks.c.state == TaskState.PENDING,
+                tasks.c.error_kind == kind,
+                # Put back for some time, so until later than that.
+                tasks.c.not_before_ms > jobs.c.opened_ms,
+            )
+            .limit(1)
+        )
+    return said
 
 
 def _tasks(connection: Connection, job_id: int, since_ms: int) -> Sequence[Row[*tuple[Any, ...]]]:

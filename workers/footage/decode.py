@@ -24,7 +24,7 @@ from storage.records import (
 )
 from workers.footage.decoder import Decoder
 from workers.footage.picture import Picture, Renderer
-from workers.footage.sample import Grid, scaled_one
+from workers.footage.sample import Grid, Slot, scaled_one
 from workers.footage.source import FootageError, Rejected, Source
 from workers.footage.watchdog import Stalled, watched
 
@@ -134,7 +134,7 @@ class _Reader:
             found.give_up(lost)
             for i, sample in found.ready():
                 kind = GapKind.DAMAGED if wanted[i] in decoder.fed else GapKind.READ_ERROR
-                yield self._placed(sample, i, slots[i], kind)
+                yield from self._placed(sample, i, slots[i], kind)
         if not decoder.fed:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
@@ -143,7 +143,7 @@ class _Reader:
         # What never came as a packet, where the others did.
         found.give_up(found.missing(wanted[-1]))
         for i, sample in found.ready():
-            yield self._placed(sample, i, slots[i], GapKind.READ_ERROR)
+            yield from self._placed(sample, i, slots[i], GapKind.READ_ERROR)
 
     def _retry(self, lost: Sequence[int], found: _Found, beat: Callable[[], None]) -> None:
         """Decode once more what did not come: from further back, and every picture."""
@@ -163,14 +163,23 @@ class _Reader:
         self,
         rendered: _Rendered | None,
         position: int,
-        slot: tuple[int, int],
+        slot: Slot,
         kind: GapKind,
+    ) -> Iterator[DecodedSample | Gap]:
+        yield self._answering(rendered, position, slot, kind)
+        if slot.shown_us < slot.end_us:
+            detail = "the stream holds no picture of this time"
+            yield Gap(slot.shown_us, slot.end_us, GapKind.DAMAGED, detail)
+
+    def _answering(
+        self, rendered: _Rendered | None, position: int, slot: Slot, kind: GapKind
     ) -> DecodedSample | Gap:
+        interval = slot.start_us, slot.shown_us
         if rendered is None or rendered.pts is None:
-            return Gap(*slot, kind, _DETAILS[kind])
+            return Gap(*interval, kind, _DETAILS[kind])
         t_us = scaled_one(rendered.pts - self.info.first_pts, self.info.time_base * 1_000_000)
         bucket = self.range.buckets[position]
-        return DecodedSample(bucket, rendered.pts, t_us, *slot, rendered.picture)
+        return DecodedSample(bucket, rendered.pts, t_us, *interval, rendered.picture)
 
     def _counted(self, decoder: Decoder) -> Iterator[DecodedSample | Gap]:
         """The samples of a video without timestamps: frames are numbered as they come."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,13 @@ DUPLICATE_WINDOW = 30
 """Buckets after which the search for duplicates begins anew. Ranges of a sampling that skips them
 begin at multiples of it, so that what is skipped does not depend on how a video was cut."""
 
+_STEADY = frozenset(("mpegts", "mpeg"))
+"""Containers of broadcasts and recorders, whose pictures come one after the other. Where they stop
+for a while something was lost; in other containers a picture stands until the next."""
+_PAUSE_US, _PAUSE_FRAMES = 2_000_000, 16
+"""Time without any picture from which on a steady stream has lost some, in microseconds or in
+frames of its mean rate, whichever is more."""
+
 _INT64_MAX = 2**63 - 1
 
 
@@ -32,9 +40,19 @@ def scaled(values: Ints, factor: Fraction) -> Ints:
     OverflowError where a result does not fit 64 bits.
     """
     numerator, denominator = factor.numerator, factor.denominator
-    if values.size == 0 or int(values.max()) <= _INT64_MAX // max(numerator, 1):
+    largest = max(int(values.max(initial=0)), 1)
+    if max(numerator * largest, denominator) <= _INT64_MAX:
         return np.asarray(values * numerator // denominator, dtype=np.int64)
     return np.array([int(v) * numerator // denominator for v in values], dtype=np.int64)
+
+
+class Slot(NamedTuple):
+    """The interval from a sample to the next one, in microseconds."""
+
+    start_us: int
+    shown_us: int
+    """Up to here the sample answers: as a rule `end_us`, unless the pictures paused."""
+    end_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +63,17 @@ class Grid:
     time_base: Fraction
     """Seconds a tick."""
     first_pts: int
+    frame_us: int = 0
+    """Mean time between two frames."""
+    steady: bool = False
+    """Whether a while without any picture is one that was lost."""
 
     @classmethod
     def of(cls, info: VideoInfo, sampling: Sampling) -> Grid:
         """The grid of a probed video."""
-        return cls(sampling, info.time_base, info.first_pts)
+        frame_us = int(1_000_000 / info.frame_rate) if info.frame_rate else 0
+        steady = frame_us > 0 and info.container in _STEADY
+        return cls(sampling, info.time_base, info.first_pts, frame_us, steady)
 
     @property
     def rate(self) -> Fraction | None:
@@ -104,14 +128,29 @@ class Grid:
             return self.micros(pts)
         return scaled(buckets, 1_000_000 / self.rate)
 
-    def slots(self, frame_range: FrameRange, end_us: int) -> list[tuple[int, int]]:
+    def slots(self, frame_range: FrameRange, end_us: int) -> list[Slot]:
         """The intervals of a range's samples: they tile [start_us of the range, end_us)."""
         if not frame_range.buckets:
             return []
-        pts = frame_range.pts or (self.first_pts,) * len(frame_range.buckets)
-        starts = self.slot_starts(np.array(frame_range.buckets, np.int64), np.array(pts, np.int64))
+        buckets = np.array(frame_range.buckets, np.int64)
+        pts = np.array(frame_range.pts or (self.first_pts,) * len(buckets), np.int64)
+        starts = self.slot_starts(buckets, pts)
         edges = [frame_range.start_us, *starts[1:].tolist(), end_us]
-        return list(itertools.pairwise(edges))
+        reach = self._reach(buckets, pts).tolist() if self.steady else edges[1:]
+        pause_us = max(_PAUSE_US, _PAUSE_FRAMES * self.frame_us)
+        return [
+            Slot(start, own if end - own >= pause_us else end, end)
+            for (start, end), own in zip(itertools.pairwise(edges), reach, strict=True)
+        ]
+
+    def _reach(self, buckets: Ints, pts: Ints) -> Ints:
+        """Until when each sample is sure to answer, whatever comes next: to the end of its bucket
+        or frame. Nothing is known of what lies between two keyframes."""
+        if self.rate is not None:
+            return scaled(buckets + 1, 1_000_000 / self.rate)
+        if self.sampling.mode is SamplingMode.EVERY_FRAME:
+            return np.asarray(self.micros(pts) + self.frame_us, dtype=np.int64)
+        return np.full(len(pts), _INT64_MAX, np.int64)
 
 
 def scaled_one(value: int, factor: Fraction) -> int:
