@@ -305,9 +305,12 @@ def _write(engine: Engine, job_id: int, batch: Sequence[_Video]) -> int:
         # Who relabels the same job in the same way at once waits, and writes the same over it.
         connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
         ids = [video.row["video_id"] for video in batch]
-        for table in (samples, predictions, gaps, scenes, flags, tasks):
+        of_these = (job_videos.c.job_id == job_id) & job_videos.c.video_id.in_(ids)
+        there = connection.scalars(select(job_videos.c.video_id).where(of_these)).all()
+        # Not without need: PostgreSQL may read a table of millions of rows to find none.
+        for table in (samples, predictions, gaps, scenes, flags, tasks) if there else ():
             connection.execute(
-                delete(table).where(table.c.job_id == job_id, table.c.video_id.in_(ids))
+                delete(table).where(table.c.job_id == job_id, table.c.video_id.in_(there))
             )
         now_ms = connection.execute(select(Now())).scalar_one()
         rows = [{"job_id": job_id, "closed_ms": now_ms, **video.row} for video in batch]
