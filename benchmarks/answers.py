@@ -11,11 +11,11 @@ In one run on two shared, otherwise idle cores of a Xeon, files in the page cach
 in seconds:
 
     1,000,000 samples                 SQLite: ours / bound     PostgreSQL 15: ours / bound
-    500,000 predictions inserted      0.88 / 0.84  x1.05       1.03 / 1.30  x0.79
+    500,000 predictions inserted      0.95 / 0.91  x1.05       1.01 / 1.25  x0.81
     summary of one video              0.002                    0.005
-    search, top 20                    1.27 / 1.12  x1.14       1.48 / 1.05  x1.41
-    relabel, 20 labels: best labels   1.60 / 1.33  x1.20       2.24 / 1.38  x1.63
-    relabel, all rows written         30.8 / 18.1  x1.71       56.7 / 16.5  x3.44
+    search, top 20                    1.39 / 1.16  x1.20       1.63 / 1.08  x1.51
+    relabel, 20 labels: best labels   1.66 / 1.33  x1.24       2.23 / 1.38  x1.61
+    relabel, all rows written         28.2 / 19.5  x1.45       31.9 / 24.7  x1.29
 """
 
 from __future__ import annotations
