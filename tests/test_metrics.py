@@ -215,6 +215,8 @@ def test_a_workers_processes_count_together(tmp_path: Path, redis_url: str) -> N
         (folder,) = (tmp_path / "tmp").glob("nightreel-metrics-*")
         # Two kinds of files for each of two places, and for the first process.
         assert len(list(folder.iterdir())) <= 6
+        (folder / "counter_7.db").touch()  # as a process has it that begins at this moment
+        assert scrape(port)[name, ()] == 24
         assert get(port, "/")[0] == 404
     assert started.returncode == 0
     assert not folder.exists()
