@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -114,7 +115,7 @@ def _decodable(stream: AudioStream) -> bool:
     )
 
 
-class Sound:
+class Sound(ABC):
     """A stream of sound. Where the recorder's clock jumps, it jumps for all streams at once, but
     their packets come in turn: sound keeps its clock until its own timestamps jump, and what has
     jumped before the pictures waits for them."""
@@ -161,9 +162,9 @@ class Sound:
             if t is not None and self._part.holds(t):
                 self._take(packet)
 
+    @abstractmethod
     def _take(self, packet: Packet[Stream]) -> None:
         """Write a packet of the part."""
-        raise NotImplementedError
 
     def _write(self, packet: Packet[Stream]) -> None:
         """Write a packet, unless its time is written already (recordings that overlap, damage)."""
