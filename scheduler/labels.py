@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import yaml
 
-from storage.records import Fit, Label, LabelSet
+from storage.records import Fit, Label, LabelSet, shown_path
 from storage.scenes import UNKNOWN_NAME
 from workers.calls import prompts_of
 
@@ -187,7 +187,7 @@ class _Reader:
             ) from None
         except yaml.YAMLError:
             self.fail(None, "holds characters that YAML forbids: save it as plain UTF-8 text")
-        name, nodes = self.path.stem, root
+        name, nodes = shown_path(os.fsencode(self.path.stem)), root
         if isinstance(root, yaml.MappingNode):
             fields = self.fields(root, {"name", "labels"})
             if "name" in fields:

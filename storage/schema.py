@@ -363,6 +363,18 @@ budgets = Table(
     Column("calls_left", BigInteger),
 )
 
+job_endpoints = Table(
+    "job_endpoints",
+    metadata,
+    Column("job_id", _Id, ForeignKey("jobs.id"), nullable=False),
+    # Digest of its address, of what it says it runs, and of the routes that may be used.
+    Column("endpoint", StorableText, nullable=False),
+    Column("embeds", Boolean, nullable=False),
+    # Pictures that a call may hold.
+    Column("batch", Integer, nullable=False),
+    PrimaryKeyConstraint("job_id", "endpoint"),
+)
+
 usage = Table(
     "usage",
     metadata,

@@ -139,7 +139,7 @@ def test_labels_are_drawn_only_on_what_they_are_of(filed: Filed, tmp_path: Path)
         filed.clip.write_bytes(other)
         for command in (words, ("annotate", "clip.mp4", "-o", str(tmp_path / "out.mp4"))):
             code, said = filed.asked(*command)
-            assert (code, "the file has changed since job 1" in said) == (2, True), said
+            assert (code, "the file changed since it was planned" in said) == (2, True), said
     filed.clip.unlink()
     code, said = filed.asked(*words)
     assert (code, "the file is gone" in said) == (2, True), said

@@ -32,7 +32,6 @@ from workers.api import ApiClient, FrameRefused, JobPaused, JobStopped, Outage, 
 from workers.classify import LabelVectors, embed_labels, predictions, prompt_weights
 from workers.footage.picture import encode_jpeg
 from workers.settings import WorkerSettings
-from workers.shared import Shared
 
 KEY = "rf_secret_0123456789"
 
@@ -110,36 +109,32 @@ def test_a_500_that_passes_does_not_decide_a_jobs_way(server: ContractServer) ->
 
 @pytest.mark.parametrize(("status", "kind"), [(500, Outage), (422, JobStopped)])
 def test_an_endpoint_that_takes_no_picture_has_no_way(
-    server: ContractServer, redis_url: str, status: int, kind: type[Exception]
+    server: ContractServer, status: int, kind: type[Exception]
 ) -> None:
-    """Nothing is learned of an endpoint that refuses a plain picture too, and nothing is kept for
-    the other workers."""
-    shared = Shared(redis_url, "q")
-    api = ApiClient(WorkerSettings(api_url=server.url), shared, sleep=lambda _: None)
-    api.work_for("1")
+    """Nothing is learned of an endpoint that refuses a plain picture too."""
+    api = client(server)
     server.always = answer_with(status, {"message": "no"})
     with pytest.raises(kind):
         api.endpoint()
     server.always = None
     assert api.endpoint().batch == 8
-    shared.close()
 
 
 def test_each_job_asks_anew_what_the_endpoint_is(server: ContractServer) -> None:
     """A worker lives longer than a job: what it learned for one is not taken for the next, and is
     asked once for each."""
     api = client(server)
-    api.work_for("1")
+    api.work_for(1)
     assert api.endpoint().batch == 8
     server.info = {"model": "another@2", "input_size": 32}
     server.stacks_lists = True
-    api.work_for("2")
+    api.work_for(2)
     assert (api.identity().model, api.identity().input_size) == ("another@2", 32)
     assert api.endpoint().batch == 1
     asked = len(server.requests)
-    api.work_for("1")
+    api.work_for(1)
     assert (api.identity().model, api.endpoint().batch) == ("test-colours@1", 8)
-    api.work_for("2")
+    api.work_for(2)
     assert api.endpoint().batch == 1
     assert len(server.requests) == asked
 
@@ -148,14 +143,14 @@ def test_an_answer_of_another_model_is_never_kept(server: ContractServer) -> Non
     """Should a server be started anew with another model while a job runs, its answers stop the
     job; once the job's model is back, the next task goes on."""
     api = client(server)
-    api.work_for("1")
+    api.work_for(1)
     api.endpoint()
     server.info = {"model": "another@2"}
     for ask in (lambda: api.embed_images(pictures(1)), lambda: api.embed_texts(["a"])):
         with pytest.raises(JobStopped, match="served test-colours@1 and answers now as another@2"):
             ask()
     assert api.identity().model == "test-colours@1"
-    api.work_for("1")
+    api.work_for(1)
     assert api.identity().model == "another@2"
     assert len(api.embed_images(pictures(1))) == 1
 

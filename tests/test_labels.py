@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,23 @@ labels:
     assert first.prompts == ("a construction site", "a crane")
     assert (first.threshold, first.flag) == (0.6, "works in progress")
     assert (second.name, second.prompts) == ("open field", ("open field",))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (b"night shift.yaml", "night shift"),
+        (b"two\nlines\t\x1b[31m.yaml", "two\\nlines\\t\\x1b[31m"),
+        (b"latin\xe9.yaml", "latin\\xe9"),
+    ],
+)
+def test_a_set_without_a_name_is_called_after_its_file(
+    tmp_path: Path, file: bytes, name: str
+) -> None:
+    """A job bears that name: it is one line of printable text, whatever the file is called."""
+    path = tmp_path / os.fsdecode(file)
+    path.write_text("- fire\n- rest\n", encoding="utf-8")
+    assert read_labels(path, loader).name == name
 
 
 def test_a_threshold_alone_raises_the_name(tmp_path: Path) -> None:

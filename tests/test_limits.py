@@ -230,13 +230,12 @@ def test_keys_are_named_and_do_not_stay(redis_url: str) -> None:
     RateLimit(shared, ENDPOINT, 5).wait_s()
     for _ in range(10):
         Breaker(shared, ENDPOINT, probe_s=1).failed("away")
-    shared.once("question", lambda: 1)
-    with redis.Redis.from_url(redis_url) as client:
+    with shared.turn("question"), redis.Redis.from_url(redis_url) as client:
         keys = client.keys()
         assert len(keys) >= 4
         for key in keys:
             assert key.decode().startswith(PREFIX)
-            assert 0 < client.ttl(key) <= 24 * 3600
+            assert 0 < client.ttl(key) <= 3600
 
 
 def test_without_redis_a_worker_keeps_to_its_share(
@@ -295,23 +294,9 @@ def test_a_queue_that_is_no_single_redis_limits_each_worker_alone(
     assert limit.wait_s() == 0
     assert limit.wait_s() > 0
     assert not is_resting(shared)
-    assert shared.once("question", lambda: 7) == 7
+    with shared.turn("question"):
+        pass
     assert sum("not shared" in r.message for r in caplog.records) == 1
-
-
-def test_a_question_is_answered_once_for_all(redis_url: str) -> None:
-    """Of several workers that want to know the same, the first asks and the others wait."""
-    asked: list[int] = []
-    start = threading.Barrier(4)
-
-    def worker(n: int) -> Any:
-        shared = Shared(redis_url)
-        start.wait()
-        return shared.once("question", lambda: asked.append(n) or {"batch": 8})
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(worker, range(4))) == [{"batch": 8}] * 4
-    assert len(asked) == 1
 
 
 # -- the circuit breaker

@@ -16,6 +16,7 @@ from sqlalchemy import Engine, MetaData, Table, select
 from nightreel.cli import run_command
 from storage import database, ledger, purge, results
 from storage.database import reading
+from storage.endpoints import store_endpoint
 from storage.labels import store_label_vectors
 from storage.ledger import NoSuchJob
 from storage.purge import CannotPurge, find_video, job_loss, purge_job, purge_video, video_loss
@@ -77,6 +78,7 @@ class Farm:
         )
         ledger.set_budget(engine, job.id, 1000)
         store_label_vectors(engine, job.label_set_id, job.model, MATRIX)
+        store_endpoint(engine, job.id, "endpoint", (True, 8))
         for probe_id in ledger.feed_probes(engine, 100):
             claim = ledger.claim_probe(engine, probe_id, "worker", 60)
             assert claim is not None

@@ -25,7 +25,7 @@ from workers.contract import (
     texts_body,
     unit_vectors,
 )
-from workers.endpoint import Asked, Endpoint, Identity, plain_picture
+from workers.endpoint import Asked, Endpoint, Identity, Once, at_each_need, plain_picture
 from workers.refusals import (
     ApiError,
     AtRest,
@@ -72,10 +72,9 @@ class ApiClient:
         """`shared` holds what all workers keep to together; the rest is as in `Wire`. Raises
         JobStopped for an address that cannot be one, SecretUnreadable for such a key."""
         self._settings = settings
-        shared = shared or Shared()
-        self.wire = Wire(settings, shared, **of_wire)
+        self.wire = Wire(settings, shared or Shared(), **of_wire)
         self.base = self.wire.base
-        self._asked = Asked(settings, shared, self.wire)
+        self._asked = Asked(settings, self.wire)
 
     def close(self) -> None:
         """End the connections that are kept open."""
@@ -86,9 +85,9 @@ class ApiClient:
         """What all calls so far have cost, as in `Wire.spent`."""
         return self.wire.spent
 
-    def work_for(self, job: str) -> None:
+    def work_for(self, job_id: int, once: Once = at_each_need) -> None:
         """Ask for this job from here on, as in `Asked.work_for`."""
-        self._asked.work_for(job)
+        self._asked.work_for(job_id, once)
 
     def forget(self) -> None:
         """Ask anew what the endpoint is once the next task begins, as in `Asked.forget`."""

@@ -1,4 +1,4 @@
-"""Who the endpoint is and what it can do: asked once for each job, and anew where it answers
+"""Who the endpoint is and what it can do: found out for each job, and anew where it answers
 otherwise than it was found to."""
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from workers.refusals import (
     shown,
 )
 from workers.settings import MAX_BATCH, WorkerSettings
-from workers.shared import Shared
 from workers.wire import Wire
 
 INPUT_SIZES = {"ViT-L-14-336px": 336, "RN50x4": 288, "RN50x16": 384, "RN50x64": 448}
@@ -38,6 +37,14 @@ JOBS_REMEMBERED = 32
 
 _SOFTWARE = ("name", "version", "model", "input_size")
 """What `GET /info` says that stays the same for as long as the endpoint is the same."""
+
+
+Found = tuple[bool, int]
+"""What an endpoint can do, as `Endpoint` says it: whether it embeds, and pictures a request."""
+
+Once = Callable[[str, Callable[[], Found], Found | None], Found]
+"""Answers what the endpoint of this name can do: as it was found before by whomever, unless that is
+the third argument, which has proved wrong; else as the second one, which asks it, finds out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,36 +73,47 @@ class Endpoint:
     batch: int
     """Pictures a request may hold: more than one only where as many embeddings came back."""
 
+    @property
+    def found(self) -> Found:
+        """What was found by asking."""
+        return self.embeds, self.batch
+
+
+def at_each_need(_: str, find_out: Callable[[], Found], __: Found | None) -> Found:
+    """The `Once` of whoever has nowhere to keep an answer."""
+    return find_out()
+
 
 @dataclass(slots=True)
 class _Known:
     """What the endpoint was found to be when it was asked for one job, or for none."""
 
-    job: str | None = None
+    job_id: int | None = None
+    once: Once = at_each_need
     identity: Identity | None = None
     endpoint: Endpoint | None = None
-    doubted: list[int] | None = None
+    doubted: Found | None = None
     """What was found before, and has proved wrong since."""
 
 
 class Asked:
     """What one process knows of the endpoint. Threads may share it."""
 
-    def __init__(self, settings: WorkerSettings, shared: Shared, wire: Wire) -> None:
+    def __init__(self, settings: WorkerSettings, wire: Wire) -> None:
         self._settings = settings
-        self._shared = shared
         self._wire = wire
         self._asking = threading.RLock()
         self._known = _Known()
-        self._of_jobs: dict[str, _Known] = {}
+        self._of_jobs: dict[int | None, _Known] = {}
 
-    def work_for(self, job: str) -> None:
-        """Ask for this job from here on; its name is its own, also among those of other databases.
-        Each job asks anew who the endpoint is and what it can do: it may have been started anew
-        since the one before."""
+    def work_for(self, job_id: int, once: Once) -> None:
+        """Ask for this job from here on; `once` keeps what is found for all of its workers. Each
+        job asks anew who the endpoint is and what it can do: it may have been started anew since
+        the one before."""
         with self._asking:
-            self._known = self._of_jobs.pop(job, _Known(job))
-            self._of_jobs[job] = self._known
+            self._known = self._of_jobs.pop(job_id, _Known(job_id))
+            self._known.once = once
+            self._of_jobs[job_id] = self._known
             if len(self._of_jobs) > JOBS_REMEMBERED:
                 del self._of_jobs[next(iter(self._of_jobs))]
 
@@ -109,16 +127,16 @@ class Asked:
         """The same, and take nobody's word for what has just proved wrong of this job."""
         with self._asking:
             known = self._known
-            if known.job is not None and self._of_jobs.get(known.job) is known:
-                found = None if known.endpoint is None else _as_hint(known.endpoint)
-                self._of_jobs = {known.job: _Known(known.job, doubted=found)}
+            if self._of_jobs.get(known.job_id) is known:
+                found = None if known.endpoint is None else known.endpoint.found
+                self._of_jobs = {known.job_id: _Known(known.job_id, known.once, doubted=found)}
 
     def endpoint(self) -> Endpoint:
         """Return what the endpoint can do: who it is, and whether two different pictures in one
         request come back as two embeddings (one known server stacks them into one picture).
 
-        It is asked the first time, and for a job by the first of all its workers. Raises Outage,
-        JobPaused, JobStopped.
+        It is asked the first time, and where `once` keeps it, by the first of all that want to know
+        it for the job. Raises Outage, JobPaused, JobStopped.
         """
         with self._asking:
             if self._known.endpoint is None:
@@ -130,17 +148,9 @@ class Asked:
         way = self._settings.api_way
         if way == "compare":
             return Endpoint(identity, embeds=False, batch=1)
-
-        def find_out() -> list[int]:
-            return _as_hint(self._way_that_works(identity))
-
-        if known.job is None:
-            embeds, batch = find_out()
-        else:
-            where = f"{endpoint_id(self._wire.base)}:{identity.software}"
-            name = f"endpoint:{where}:{way}:{known.job}"
-            embeds, batch = self._shared.once(name, find_out, but=known.doubted)
-        return Endpoint(identity, bool(embeds), batch)
+        name = f"{endpoint_id(self._wire.base)}:{identity.software}:{way}"
+        found = known.once(name, lambda: self._way_that_works(identity.input_size), known.doubted)
+        return Endpoint(identity, *found)
 
     def identity(self) -> Identity:
         """Return who the endpoint says it is, by `GET /info` the first time, and for each job; what
@@ -168,8 +178,8 @@ class Asked:
             software=sha256(software).hexdigest()[:16],
         )
 
-    def _way_that_works(self, identity: Identity) -> Endpoint:
-        pictures = asking_pictures(identity.input_size)
+    def _way_that_works(self, input_size: int) -> Found:
+        pictures = asking_pictures(input_size)
         asked = self._settings.api_way
         try:
             embeddings = self._embed(pictures, None, attempts=self._settings.api_attempts)
@@ -178,7 +188,7 @@ class Asked:
             missing = self._wire.is_missing
             if asked == "embed" or not missing(EMBED_IMAGE) or missing(COMPARE):
                 raise
-            return Endpoint(identity, embeds=False, batch=1)
+            return False, 1
         except (BadAnswer, FrameRefused):
             # That may have been any trouble, and what is found here holds for a whole job: lists
             # do not work where a picture alone does, and they still do not.
@@ -186,8 +196,8 @@ class Asked:
             try:
                 embeddings = self._embed(pictures, None, attempts=1)
             except (BadAnswer, FrameRefused):
-                return Endpoint(identity, embeds=True, batch=1)
-        return Endpoint(identity, embeds=True, batch=MAX_BATCH if len(embeddings) == 2 else 1)
+                return True, 1
+        return True, MAX_BATCH if len(embeddings) == 2 else 1
 
     def _try_plain(self, picture: bytes) -> None:
         """Embed a picture that any endpoint takes. Raises Outage, JobPaused, JobStopped."""
@@ -246,7 +256,7 @@ class Asked:
         what works now. Raises as `endpoint` does, so JobStopped where neither is there."""
         with self._asking:
             self.doubt()
-            before, now = self._known, self._of_jobs.get(self._known.job or "")
+            before, now = self._known, self._of_jobs.get(self._known.job_id)
             if before.endpoint is None or now is None:
                 return False
             now.identity = before.identity
@@ -263,7 +273,3 @@ def asking_pictures(size: int) -> list[bytes]:
 def plain_picture(size: int, grey: int = 128) -> bytes:
     """A JPEG of one grey, size x size, which any endpoint takes."""
     return encode_jpeg(np.full((size, size, 3), grey, dtype=np.uint8))
-
-
-def _as_hint(found: Endpoint) -> list[int]:
-    return [int(found.embeds), found.batch]

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from storage import results
 from storage.database import DatabaseError, connect, outlasting
-from storage.labels import label_set, label_vectors, store_label_vectors
+from storage.labels import label_set
 from storage.ledger import Claim, planning_goes_on
 from storage.ranges import StoredRange, stored_range
 from storage.records import ArchiveFile, LabelSet, RangeResult, SampleResult, Usage
@@ -35,6 +35,7 @@ from workers.classify import (
 )
 from workers.endpoint import UNNAMED
 from workers.footage.decode import read_range
+from workers.once import KeptAnswers
 from workers.places import place_of
 from workers.probing import FileReplaced
 from workers.settings import QueueSettings, WorkerSettings
@@ -80,11 +81,11 @@ class Process:
         queue = QueueSettings()
         self.shared = Shared(queue.address(), queue.queue)
         self.client = ApiClient(self.settings, self.shared)
+        self.kept = KeptAnswers(self.engine, self.shared)
         prefix = self.settings.worker_name or socket.gethostname()
         self.name = f"{prefix}/{os.getpid()}"
         self.unreadable = 0
         """Files one after the other whose folders are not here."""
-        self._vectors: dict[tuple[int, str], Vectors] = {}
 
     @contextmanager
     def paying(self, claim: Claim) -> Iterator[Account]:
@@ -108,8 +109,7 @@ class Process:
     def run(self, claim: Claim, lost: threading.Event, budget: Budget) -> RangeResult:
         """Return what the claimed range gives, from stored vectors where there are any: then no
         picture is decoded or sent."""
-        # Databases may share a Redis, and each has a job 1.
-        self.client.work_for(f"{claim.job_id}-{claim.job_created_ms}")
+        self.client.work_for(claim.job_id, functools.partial(self.kept.of_endpoint, claim.job_id))
         content = claim.video_id, claim.sampling, claim.fit, claim.model, claim.frame_range
         stored = outlasting(lambda: stored_range(self.engine, *content))
         if stored is not None:
@@ -165,7 +165,7 @@ class Process:
                 self.client.endpoint()  # how many pictures it takes at once
             return embed_labels(labels, self.client)
 
-        return LabelVectors(self._asked_once(claim.label_set_id, claim.model, ask))
+        return LabelVectors(self.kept.of_labels(claim.label_set_id, claim.model, ask))
 
     def _label_prompts(self, claim: Claim) -> LabelPrompts:
         """The label set for an endpoint that only compares."""
@@ -175,34 +175,12 @@ class Process:
                 "this API compares prompts only and cannot use example pictures: "
                 "give prompts, or an API with /clip/embed_image"
             )
-        weights = self._asked_once(
+        weights = self.kept.of_labels(
             claim.label_set_id,
             labels_key(claim.model, embeds=False),
             lambda labels: prompt_weights(labels, self.client).weights,
         )
         return LabelPrompts(prompts_of(labels), weights)
-
-    def _asked_once(
-        self, label_set_id: int, model: str, ask: Callable[[LabelSet], Vectors]
-    ) -> Vectors:
-        """What the API says of a label set: asked once, then kept in the database, and what the
-        database kept first is what every worker scores with."""
-        key = label_set_id, model
-        if key not in self._vectors:
-            stored = self._stored_labels(key)
-            if stored is None:
-                with self.shared.turn(f"labels:{label_set_id}:{model}"):
-                    stored = self._stored_labels(key)
-                    if stored is None:
-                        asked = outlasting(lambda: label_set(self.engine, label_set_id))
-                        mine = ask(asked)
-                        outlasting(lambda: store_label_vectors(self.engine, *key, mine))
-                        stored = self._stored_labels(key)
-            self._vectors[key] = mine if stored is None else stored
-        return self._vectors[key]
-
-    def _stored_labels(self, key: tuple[int, str]) -> Vectors | None:
-        return outlasting(lambda: label_vectors(self.engine, *key))
 
     def _check_model(self, claim: Claim) -> None:
         identity = self.client.identity()

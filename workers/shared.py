@@ -1,13 +1,12 @@
 """What the processes on one queue tell each other through its Redis: hints, never results.
 
-A limit that all keep together, how an endpoint is doing, an answer that need not be paid for twice.
-Where Redis is away each question is answered by None, at once and for some seconds without asking
-again, and whoever asked goes on alone.
+A limit that all keep together, how an endpoint is doing, whose turn it is to ask what all want to
+know. Where Redis is away each question is answered by None, at once and for some seconds without
+asking again, and whoever asked goes on alone.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -28,7 +27,6 @@ PREFIX = "nightreel:"
 TIMEOUT_S = 2.0
 REST_S = 5.0
 """How long a Redis that failed is not asked."""
-HINT_LASTS_S = 24 * 3600
 TURN_S = 9.0
 """How long a turn is held unless its holder asks for more, as a live one does every third of it."""
 LONGEST_TURN_S = 60.0
@@ -92,19 +90,6 @@ class Shared:
 
         length: int | None = self._ask(ask)
         return length
-
-    def once(self, name: str, find_out: Callable[[], Any], but: Any = None) -> Any:
-        """Return the JSON value that some process found out under `name`; the first one does, while
-        the others wait. The value `but`, which has proved wrong, is found out anew. Raises whatever
-        `find_out` raises."""
-        with self.turn(name):
-            key = f"{PREFIX}hint:{name}"
-            known = self._ask(lambda client: client.get(key))
-            if known is not None and (said := json.loads(known)) != but:
-                return said
-            found = find_out()
-            self._ask(lambda client: client.set(key, json.dumps(found), ex=HINT_LASTS_S))
-            return found
 
     @contextmanager
     def turn(self, name: str) -> Iterator[None]:

@@ -12,36 +12,22 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from storage.footage import Footage
-    from storage.ledger import Job
 
 
-def original_of(footage: Footage, job: Job) -> str:
-    """Path of a file that holds what the job saw: of the same size and modification time, else of
-    the same bytes, every one of which is read.
+def original_of(footage: Footage) -> str:
+    """Path of a file that holds what was analysed, as a worker finds it.
 
     Raises UsageError where the video's file is gone, or another lies in its place.
     """
     from storage.summaries import nowhere
-    from workers.probing import content_id
+    from workers.places import place_of
+    from workers.probing import FileUnreadable
 
-    changed = False
-    for file in footage.files:
-        try:
-            found = os.stat(file.path)
-            if found.st_size == file.size_bytes and (
-                found.st_mtime_ns == file.mtime_ns or content_id(file.path) == footage.content_id
-            ):
-                return file.path
-        except OSError:
-            continue
-        changed = True
-    if changed:
-        raise click.UsageError(
-            f"{footage.path}: the file has changed since job {job.id}, whose labels are of what it "
-            "was: run the job again."
-        )
-    place = footage.path or nowhere(footage.video_id)
-    raise click.UsageError(f"{place}: the file is gone from where it was seen last.")
+    try:
+        return place_of(footage.files, footage.content_id).path
+    except FileUnreadable as error:
+        place = footage.path or nowhere(footage.video_id)
+        raise click.UsageError(f"{place}: {error}.") from None
 
 
 def spare_originals(engine: Engine, output: Path) -> None:

@@ -64,8 +64,6 @@ class Claim:
     attempts: int
     """Attempts spent, this one included."""
     job_id: int
-    job_created_ms: int
-    """With its number the mark of the job among those of all databases."""
     video_id: int
     content_id: str
     files: tuple[ArchiveFile, ...]
@@ -164,7 +162,6 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
                     jobs.c.label_set_id,
                     jobs.c.model,
                     jobs.c.version,
-                    jobs.c.created_ms.label("job_created_ms"),
                 )
                 .join(videos, videos.c.id == tasks.c.video_id)
                 .join(jobs, jobs.c.id == tasks.c.job_id)
@@ -184,7 +181,6 @@ def claim(engine: Engine, task_id: int, worker: str, lease_s: float) -> Claim | 
             fence=fence,
             attempts=row["attempts"],
             job_id=row["job_id"],
-            job_created_ms=row["job_created_ms"],
             video_id=row["video_id"],
             content_id=row["content_id"],
             files=tuple(

@@ -145,6 +145,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("job_id", name="pk_budgets"),
     )
     op.create_table(
+        "job_endpoints",
+        sa.Column("job_id", _ID, nullable=False),
+        sa.Column("endpoint", sa.Text(), nullable=False),
+        sa.Column("embeds", sa.Boolean(), nullable=False),
+        sa.Column("batch", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name="fk_job_endpoints_job_id"),
+        sa.PrimaryKeyConstraint("job_id", "endpoint", name="pk_job_endpoints"),
+    )
+    op.create_table(
         "label_vectors",
         sa.Column("label_set_id", _ID, nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
@@ -444,6 +453,7 @@ def downgrade() -> None:
         "job_videos",
         "labels",
         "label_vectors",
+        "job_endpoints",
         "budgets",
         "jobs",
         "files",
