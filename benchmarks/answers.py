@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 
 import numpy as np
@@ -53,7 +54,6 @@ from storage.schema import (
     tasks,
 )
 from storage.schema import scenes as scene_rows
-from storage.scoring import best_labels, similarities
 from storage.summaries import summaries
 
 DIMENSION = 512
@@ -92,6 +92,24 @@ def unit(shape: tuple[int, int], seed: int) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
+def new_labels() -> np.ndarray:
+    """The vectors of the labels that the job is given."""
+    return unit((20, DIMENSION), 6)
+
+
+def pictures() -> np.ndarray:
+    """Vectors of a video whose scenes show one of the new labels each: its cosine is about 0.25, as
+    CLIP's are."""
+    shown = np.random.default_rng(7).integers(0, 20, PER_VIDEO // SCENE + 1)
+    scene = np.arange(PER_VIDEO) // SCENE
+    found = (
+        0.26 * new_labels()[shown[scene]]
+        + 0.9 * unit((len(shown), DIMENSION), 1)[scene]
+        + 0.35 * unit((PER_VIDEO, DIMENSION), 2)
+    )
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
+
+
 def fill(engine: Engine, total: int) -> Job:
     """A closed job of so many samples, as runs leave one behind."""
     spec = JobSpec(
@@ -106,7 +124,7 @@ def fill(engine: Engine, total: int) -> Job:
         sequential_reason=None, interlaced=False, bit_depth=8, transfer="bt709",
     )  # fmt: skip
     whole = FrameRange(0, PER_VIDEO, 0, PER_VIDEO * SECOND, None, (), ())
-    pool = unit((PER_VIDEO, DIMENSION), 1).astype(np.float16)
+    pool = pictures()
     bucket = np.arange(PER_VIDEO)
     random = np.random.default_rng(2)
     for number in range(total // PER_VIDEO):
@@ -235,24 +253,39 @@ def searched(engine: Engine, job: Job) -> None:
 
 
 def relabelled(engine: Engine, job: Job) -> None:
-    labels = unit((20, DIMENSION), 6)
-    bound = timed(lambda: read_and_multiply(engine, labels), 2)
+    labels = new_labels()
+    bound = timed(lambda: read_and_multiply(engine, labels), 3)
     say("every vector read once", timed(lambda: list(read_raw(engine)), 2))
-
-    def scored() -> None:
-        with reading(engine) as connection:
-            stored = vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
-            with vectors.ahead(stored) as videos:
-                for one in videos:
-                    best_labels(similarities(one.vectors, labels), TOP)
-
-    say("relabel, 20 labels: best labels (goal x2)", timed(scored, 2), bound,
-        "reading + numpy's product")  # fmt: skip
     rows_s = min(insert_at_best(engine) for _ in range(2)) * count(engine, job) * TOP / INSERTED
-    target = relabel.new_job(engine, job, label_set(f"new {time.time_ns()}", 20))
+    goes = [relabelling(engine, job, labels, whole=go == 2) for go in range(3)]
+    answers = min(answered for answered, _ in goes)
+    say("relabel, 20 labels: answers (goal x2)", answers, bound, "reading + numpy's product")
+    say("relabel, 20 labels: all rows written", goes[-1][1], bound + rows_s,
+        "and the driver's fastest inserts")  # fmt: skip
+
+
+class Enough(Exception):
+    """Ends a relabelling that has answered."""
+
+
+def relabelling(
+    engine: Engine, job: Job, labels: np.ndarray, *, whole: bool
+) -> tuple[float, float]:
+    """Seconds until the answers (states, scenes and flags of all videos) stand in the database, and
+    until the rows of all samples and predictions do."""
+    target = relabel.new_job(engine, job, label_set(f"new {time.time_ns()}", len(labels)))
     store_label_vectors(engine, target.label_set_id, target.model, labels)
-    say("relabel: all of it, rows written", timed(lambda: relabel.relabel(engine, job, target)),
-        bound + rows_s, "and the driver's fastest inserts")  # fmt: skip
+    answered: list[float] = []
+
+    def answers(_: int) -> None:
+        answered.append(time.perf_counter() - start)
+        if not whole:
+            raise Enough
+
+    start = time.perf_counter()
+    with suppress(Enough):
+        relabel.relabel(engine, job, target, answers=answers)
+    return answered[0], time.perf_counter() - start
 
 
 def inserts(engine: Engine, _: Job) -> None:

@@ -22,8 +22,8 @@ import numpy as np
 
 from clipserver.engines.offline.engine import OfflineEngine
 from storage.columns import SampleColumns
-from storage.scenes import labelled_scenes, picture_changes
-from storage.scoring import best_labels, centroid, similarities
+from storage.scenes import labelled_scenes
+from storage.scoring import best_labels, centroid, picture_changes, similarities
 
 A_SECOND = 5
 """Pictures of a clip that are embedded."""

@@ -1,11 +1,13 @@
-"""How far a run is: a live line on a terminal, a plain line now and then elsewhere."""
+"""How far a run or another long command is: a live line on a terminal; elsewhere, of a run, a plain
+one now and then."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -125,6 +127,25 @@ class ProgressDisplay:
             f"{now.videos_done}/{now.videos}{more} videos, {now.tasks_done}/{now.tasks}{more} "
             f"tasks, {frames:.0f} frames/s, {speed:.0f}x real time{left}"
         )
+
+
+@contextmanager
+def bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, nothing elsewhere. What it gives is told how much is done, of
+    how much; the bar is there from the first time on."""
+    progress = Progress(
+        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+    )
+    task = progress.add_task(description)
+
+    def show(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=max(1, total))
+
+    try:
+        yield show
+    finally:
+        progress.stop()
 
 
 def _rough(seconds: float) -> str:

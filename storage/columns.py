@@ -57,10 +57,10 @@ class SampleColumns:
         others = label_count - given.sum(axis=1)
         left = np.maximum(1.0 - self.confidence.sum(axis=1), 0.0)
         each = np.divide(left, others, out=np.zeros(len(self)), where=others > 0)
-        found = np.repeat(each[:, np.newaxis], label_count, axis=1)
-        at, rank = np.nonzero(given)
-        found[at, self.label[at, rank]] = self.confidence[at, rank]
-        return found
+        # What is not given is written into a column more, and left out.
+        found = np.repeat(each[:, np.newaxis], label_count + 1, axis=1)
+        np.put_along_axis(found, self.label, self.confidence, axis=1)
+        return found[:, :label_count]
 
 
 def columns_in(connection: Connection, job_id: int, video_id: int) -> SampleColumns:

@@ -1,50 +1,52 @@
 """New labels for a job that is done: from its stored embeddings, without a picture being decoded
-or sent. What comes of it is a job of its own beside the old one."""
+or sent. What comes of it is a job of its own beside the old one.
+
+First come the answers (scenes, summaries, flags), for which reading the vectors is the most of the
+work; then the rows of all samples and predictions, of which there are so many that writing them
+takes ten times as long. The vectors are read twice for that: rows that waited would fill memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Engine, Row, delete, select
+from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, select
 from sqlalchemy import insert as plain_insert
 
 from storage import ledger, vectors
 from storage.bulk import insert_columns
-from storage.columns import Ints, SampleColumns
 from storage.database import reading, writing
-from storage.dialect import Now, upsert
-from storage.flags import flag_rows
+from storage.dialect import Now, among, upsert
 from storage.labels import label_set, label_vectors
 from storage.ledger import Job, JobState
-from storage.ledger.closing import scene_row, standing
-from storage.records import (
-    FrameRange,
-    Gap,
-    GapKind,
-    JobSpec,
-    Label,
-    LabelSet,
-    TaskState,
-    VideoState,
-)
-from storage.scenes import labelled_scenes, picture_changes
-from storage.schema import flags, gaps, job_videos, jobs, predictions, samples, scenes, tasks
-from storage.scoring import Single, best_labels, similarities
+from storage.ledger.job import lock_job
+from storage.records import Gap, GapKind, JobSpec, LabelSet, VideoState
+from storage.relabelled import Answered, OldRow, Scored, answered, scored
+from storage.schema import flags, gaps, job_videos, predictions, samples, scenes, tasks
 from storage.vectors import VideoVectors
 
 _SAMPLES_AT_ONCE = 20_000
-"""Samples that one transaction writes, of a video without any one; other writers wait no longer
-than for these, and so many numbers of videos go into one statement."""
+"""Samples whose rows one transaction writes, of a video without any one; other writers wait no
+longer than for these."""
 
-NOT_EMBEDDED = "no stored embedding: its API gave similarities only"
+_ANSWERED_AT_ONCE = 60_000
+"""Samples of the videos whose scenes are found together; more fill memory and gain little."""
+
+_AT_ONCE = min(4, os.cpu_count() or 1)
+"""Videos that are scored at once; each is some megabytes."""
+
+Batch = TypeVar("Batch")
 
 
 class CannotRelabel(Exception):
@@ -87,51 +89,76 @@ def relabel(
     source: Job,
     target: Job,
     *,
+    answers: Callable[[int], None] = lambda samples: None,
     progress: Callable[[int], None] = lambda samples: None,
 ) -> None:
     """Fill the job made by `new_job` from the stored vectors, and close it.
 
-    The label set's vectors must be stored (`labels.store_label_vectors`). Videos that stand in
-    `target` already and have not changed in `source` are left as they are, so an interrupted call
-    may be repeated. `progress` is told the number of samples after each transaction. Time without
-    a stored vector becomes a gap that says so.
+    The label set's vectors must be stored (`labels.store_label_vectors`). `answers` is called once
+    every video has its state, scenes and flags, with the number of samples whose rows are still to
+    be written; `progress` with the number of those written, after each transaction. Videos that
+    stand in `target` already and have not changed in `source` are left as they are, so an
+    interrupted call may be repeated. Time without a stored vector becomes a gap that says so.
     """
     named = label_set(engine, target.label_set_id).labels
     matrix = label_vectors(engine, target.label_set_id, target.model)
     if matrix is None:
         raise ValueError(f"the vectors of label set {target.label_set_id} are not stored")
+    # One moment for both passes: what is embedded meanwhile belongs to neither.
     with reading(engine) as connection:
-        waiting = _waiting(connection, source.id, target.id)
+        waiting = connection.execute(_waiting(source.id, target.id)).all()
         old_gaps = _gaps_of(connection, source.id)
-        with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
-            answered = (
-                _answered(row, found, old_gaps.get(row.video_id, []), named, matrix, target)
-                for row, found in _paired(waiting, stored)
-            )
-            for size in _written(engine, target.id, _batches(answered)):
-                progress(size)
+
+        def read(*, with_changes: bool) -> Generator[Scored]:
+            score = partial(scored, matrix=matrix, top_n=target.top_n, with_changes=with_changes)
+            with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
+                yield from _side_by_side(score, _paired(waiting, stored))
+
+        with closing(read(with_changes=True)) as videos:
+            batches = _batches(videos, _ANSWERED_AT_ONCE)
+            found = (answered(batch, old_gaps, named) for batch in batches)
+            write_answers = partial(_write_answers, engine, source.id, target.id)
+            answers(sum(_one_behind(write_answers, found)))
+        with closing(read(with_changes=False)) as videos:
+            write_rows = partial(_write_rows, engine, target.id)
+            for count in _one_behind(write_rows, _batches(videos, _SAMPLES_AT_ONCE)):
+                progress(count)
     ledger.finish_planning(engine, target.id)
     ledger.close_finished(engine, target.id)
 
 
-def _stored(connection: Connection, job: Job) -> Iterator[VideoVectors]:
-    return vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
-
-
-def _waiting(connection: Connection, source: int, target: int) -> Sequence[Row[*tuple[Any, ...]]]:
-    """The rows of the source's closed videos that the target lacks or holds as they were, by
-    number of video."""
+def _waiting(source: int, target: int) -> Select[*tuple[Any, ...]]:
+    """The rows of the source's closed videos that the target lacks, holds as they were, or holds
+    without the rows of their samples; by number of video."""
     there = job_videos.alias()
-    return connection.execute(
+    return (
         select(job_videos)
         .outerjoin(there, (there.c.job_id == target) & (there.c.video_id == job_videos.c.video_id))
         .where(
             job_videos.c.job_id == source,
             job_videos.c.state != VideoState.RUNNING,
-            (there.c.closed_ms.is_(None)) | (there.c.closed_ms < job_videos.c.closed_ms),
+            there.c.closed_ms.is_(None)
+            | (there.c.closed_ms < job_videos.c.closed_ms)
+            | _without_rows(target, job_videos.c.video_id),
         )
         .order_by(job_videos.c.video_id)
-    ).all()
+    )
+
+
+def _without_rows(job_id: int, video_id: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether a relabelling has answered for the video and not written its samples."""
+    task = exists().where(
+        tasks.c.job_id == job_id, tasks.c.video_id == video_id, tasks.c.samples > 0
+    )
+    return task & ~_has_rows(job_id, video_id)
+
+
+def _has_rows(job_id: int, video_id: ColumnElement[int]) -> ColumnElement[bool]:
+    return exists().where(samples.c.job_id == job_id, samples.c.video_id == video_id)
+
+
+def _stored(connection: Connection, job: Job) -> Iterator[VideoVectors]:
+    return vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
 
 
 def _gaps_of(connection: Connection, job_id: int) -> dict[int, list[Gap]]:
@@ -147,8 +174,8 @@ def _gaps_of(connection: Connection, job_id: int) -> dict[int, list[Gap]]:
 
 
 def _paired(
-    rows: Sequence[Row[*tuple[Any, ...]]], stored: Iterator[VideoVectors]
-) -> Iterator[tuple[Row[*tuple[Any, ...]], VideoVectors | None]]:
+    rows: Sequence[OldRow], stored: Iterator[VideoVectors]
+) -> Iterator[tuple[OldRow, VideoVectors | None]]:
     """Each video with its vectors, if there are any; both come by number of video."""
     ahead = next(stored, None)
     for row in rows:
@@ -157,182 +184,95 @@ def _paired(
         yield row, ahead if ahead is not None and ahead.video_id == row.video_id else None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Video:
-    """A video as it will stand in the new job."""
-
-    row: dict[str, Any]
-    task: dict[str, Any] | None
-    samples: SampleColumns
-    gaps: list[Gap]
-    scenes: list[dict[str, Any]]
-    flags: list[dict[str, Any]]
-
-
-def _answered(  # noqa: PLR0917
-    old: Row[*tuple[Any, ...]],
-    stored: VideoVectors | None,
-    old_gaps: Sequence[Gap],
-    named: Sequence[Label],
-    matrix: Single,
-    target: Job,
-) -> _Video:
-    row = {
-        "video_id": old.video_id,
-        "state": old.state,
-        "duration_us": old.duration_us,
-        "analysed_us": 0,
-        "reason_kind": old.reason_kind,
-        "reason": old.reason,
-        "opening": 1,
-    }
-    if old.state == VideoState.REJECTED:
-        return _Video(
-            row, None, _columns(np.empty((0, 4), np.int64), None, target.top_n), [], [], []
-        )
-    times = stored.times if stored is not None else np.empty((0, 4), np.int64)
-    scores = similarities(stored.vectors, matrix) if stored is not None else None
-    found = _columns(times, scores, target.top_n)
-    missing = _uncovered(found, old.duration_us, old_gaps)
-    gap_us = sum(gap.end_us - gap.start_us for gap in missing)
-    row["analysed_us"] = old.duration_us - gap_us
-    row["state"], (row["reason_kind"], row["reason"]) = standing(row["analysed_us"], missing)
-    return _Video(
-        row,
-        _task(found, old.duration_us, gap_us),
-        found,
-        missing,
-        [
-            scene_row(label, scene)
-            for label, scene in labelled_scenes(
-                found,
-                missing,
-                [label.name for label in named],
-                changes=picture_changes(stored.vectors) if stored is not None else None,
-            )
-        ],
-        flag_rows(found, named),
-    )
+def _side_by_side(
+    score: Callable[[OldRow, VideoVectors | None], Scored],
+    videos: Iterable[tuple[OldRow, VideoVectors | None]],
+) -> Iterator[Scored]:
+    """What `score` gives of each video, in their order, of some of them at the same time."""
+    with ThreadPoolExecutor(_AT_ONCE, "scores") as threads:
+        coming: deque[Future[Scored]] = deque()
+        for video in videos:
+            coming.append(threads.submit(score, *video))
+            if len(coming) > _AT_ONCE:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
 
-def _columns(times: Ints, scores: Single | None, top_n: int) -> SampleColumns:
-    bucket, t_us, start_us, end_us = times.T
-    if scores is None:
-        none = np.empty((0, 1))
-        return SampleColumns(bucket, t_us, start_us, end_us, none.astype(np.int64), none, none)
-    label, similarity, confidence = best_labels(scores, top_n)
-    return SampleColumns(
-        bucket,
-        t_us,
-        start_us,
-        end_us,
-        label.astype(np.int64),
-        similarity.astype(np.float64),
-        confidence.astype(np.float64),
-    )
-
-
-def _uncovered(found: SampleColumns, duration_us: int, old_gaps: Sequence[Gap]) -> list[Gap]:
-    """Gaps over all of [0, duration_us) for which no sample answers: the old ones as far as they
-    still are gaps, and what was analysed without being embedded."""
-    missing: list[Gap] = []
-    ends = np.concatenate([[0], found.end_us])
-    starts = np.concatenate([found.start_us, [duration_us]])
-    open_us = ends < starts
-    for start, end in zip(ends[open_us].tolist(), starts[open_us].tolist(), strict=True):
-        at = start
-        for gap in old_gaps:
-            if gap.end_us <= at or gap.start_us >= end:
-                continue
-            if gap.start_us > at:
-                missing.append(Gap(at, gap.start_us, GapKind.NOT_EMBEDDED, NOT_EMBEDDED))
-                at = gap.start_us
-            missing.append(Gap(at, min(gap.end_us, end), gap.kind, gap.detail))
-            at = min(gap.end_us, end)
-        if at < end:
-            missing.append(Gap(at, end, GapKind.NOT_EMBEDDED, NOT_EMBEDDED))
-    return missing
-
-
-def _task(found: SampleColumns, duration_us: int, gap_us: int) -> dict[str, Any]:
-    """One finished task that answers for the whole video."""
-    last = int(found.bucket[-1]) + 1 if len(found) else 0
-    return {
-        "ordinal": 0,
-        "bucket_start": 0,
-        "bucket_end": last,
-        "start_us": 0,
-        "end_us": duration_us,
-        "plan": FrameRange(0, last, 0, duration_us, None, (), ()).to_json(),
-        "state": TaskState.DONE,
-        "attempts": 0,
-        "fence": 0,
-        "not_before_ms": 0,
-        "samples": len(found),
-        "gap_us": gap_us,
-    }
-
-
-def _batches(videos: Iterable[_Video]) -> Iterator[list[_Video]]:
-    """The videos, as many together as one transaction writes."""
+def _batches(videos: Iterable[Scored], samples_at_once: int) -> Iterator[list[Scored]]:
+    """The videos, several together until they have so many samples."""
     batch, size = [], 0
     for video in videos:
         batch.append(video)
         size += max(len(video.samples), 1)
-        if size >= _SAMPLES_AT_ONCE:
+        if size >= samples_at_once:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _written(engine: Engine, job_id: int, batches: Iterable[Sequence[_Video]]) -> Iterator[int]:
-    """Write each batch in a thread of its own while the next is worked out; the number of its
-    samples as soon as they stand."""
+def _one_behind(write: Callable[[Batch], int], batches: Iterable[Batch]) -> Iterator[int]:
+    """What `write` returns of each batch, which a thread of its own writes while the next one is
+    worked out."""
     with ThreadPoolExecutor(1, "relabel") as thread:
         before: Future[int] | None = None
         for batch in batches:
             if before is not None:
                 yield before.result()
-            before = thread.submit(_write, engine, job_id, batch)
+            before = thread.submit(write, batch)
         if before is not None:
             yield before.result()
 
 
-def _write(engine: Engine, job_id: int, batch: Sequence[_Video]) -> int:
-    """Write videos in one transaction; the number of their samples."""
+def _write_answers(engine: Engine, source: int, target: int, batch: Sequence[Answered]) -> int:
+    """Write what stands of videos in one transaction, but for the rows of their samples; return
+    the number of those."""
     with writing(engine) as connection:
-        # Who relabels the same job in the same way at once waits, and writes the same over it.
-        connection.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())
+        # Who relabels the same job in the same way at once waits, and then leaves these alone.
+        lock_job(connection, target)
         ids = [video.row["video_id"] for video in batch]
-        of_these = (job_videos.c.job_id == job_id) & job_videos.c.video_id.in_(ids)
-        there = connection.scalars(select(job_videos.c.video_id).where(of_these)).all()
-        # Not without need: PostgreSQL may read a table of millions of rows to find none.
-        for table in (samples, predictions, gaps, scenes, flags, tasks) if there else ():
-            connection.execute(
-                delete(table).where(table.c.job_id == job_id, table.c.video_id.in_(there))
-            )
+        still = _waiting(source, target).where(among(connection, job_videos.c.video_id, ids))
+        waiting = {row.video_id for row in connection.execute(still)}
+        _clear(connection, target, waiting)
+        mine = [video for video in batch if video.row["video_id"] in waiting]
         now_ms = connection.execute(select(Now())).scalar_one()
-        rows = [{"job_id": job_id, "closed_ms": now_ms, **video.row} for video in batch]
+        rows = [{"job_id": target, "closed_ms": now_ms, **video.row} for video in mine]
         upsert(connection, job_videos, rows)
-        readable = [video for video in batch if video.task is not None]
-        if readable:
-            _write_found(connection, job_id, now_ms, readable)
-    return sum(len(video.samples) for video in batch)
+        _write_found(connection, target, now_ms, [video for video in mine if video.task])
+    return sum(video.samples for video in batch)
+
+
+def _clear(connection: Connection, job_id: int, video_ids: Iterable[int]) -> None:
+    """Delete what the job says of these videos so far."""
+    of_these = select(job_videos.c.video_id).where(
+        job_videos.c.job_id == job_id, among(connection, job_videos.c.video_id, video_ids)
+    )
+    there = connection.scalars(of_these).all()
+    with_rows = connection.scalars(of_these.where(_has_rows(job_id, job_videos.c.video_id))).all()
+    for table in (gaps, scenes, flags, tasks, samples, predictions):
+        # Not without need: PostgreSQL may read a table of millions of rows to find none.
+        if ids := with_rows if table in (samples, predictions) else there:
+            connection.execute(
+                delete(table).where(
+                    table.c.job_id == job_id, among(connection, table.c.video_id, ids)
+                )
+            )
 
 
 def _write_found(
-    connection: Connection, job_id: int, now_ms: int, videos: Sequence[_Video]
+    connection: Connection, job_id: int, now_ms: int, videos: Sequence[Answered]
 ) -> None:
     """What was found in videos that can be read: a statement or two for each table, so that many
     small videos are no slower than a few large ones."""
+    if not videos:
+        return
     keyed = [({"job_id": job_id, "video_id": one.row["video_id"]}, one) for one in videos]
     made = connection.execute(
         plain_insert(tasks).returning(tasks.c.video_id, tasks.c.id),
         [key | {"done_ms": now_ms} | one.task for key, one in keyed if one.task is not None],
     )
     task_of = {row.video_id: row.id for row in made}
-    _write_samples(connection, job_id, [one for one in videos if len(one.samples)])
     gap_rows = [
         {
             **key,
@@ -345,16 +285,38 @@ def _write_found(
         for key, one in keyed
         for gap in one.gaps
     ]
-    for table, rows in (
-        (gaps, gap_rows),
-        (scenes, [key | row for key, one in keyed for row in one.scenes]),
-        (flags, [key | row for key, one in keyed for row in one.flags]),
-    ):
+    flag_rows = [key | row for key, one in keyed for row in one.flags]
+    for table, rows in ((gaps, gap_rows), (flags, flag_rows)):
         if rows:
             connection.execute(plain_insert(table), rows)
+    video_ids = [key["video_id"] for key, _ in keyed]
+    found = [one.scenes.columns() for one in videos]
+    columns = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+    video_id = np.repeat(video_ids, [len(one["label"]) for one in found])
+    insert_columns(connection, scenes, {"job_id": job_id, "video_id": video_id, **columns})
 
 
-def _write_samples(connection: Connection, job_id: int, videos: Sequence[_Video]) -> None:
+def _write_rows(engine: Engine, job_id: int, batch: Sequence[Scored]) -> int:
+    """Write the samples and predictions of videos in one transaction; the number of samples."""
+    with writing(engine) as connection:
+        lock_job(connection, job_id)
+        ids = [video.old.video_id for video in batch]
+        answered_for = select(tasks.c.video_id, tasks.c.samples).where(
+            tasks.c.job_id == job_id,
+            among(connection, tasks.c.video_id, ids),
+            _without_rows(job_id, tasks.c.video_id),
+        )
+        lacking = {row.video_id: row.samples for row in connection.execute(answered_for)}
+        _write_samples(
+            connection,
+            job_id,
+            # Whoever relabels the same job at once may have written them, or found others.
+            [one for one in batch if lacking.get(one.old.video_id) == len(one.samples)],
+        )
+    return sum(len(video.samples) for video in batch)
+
+
+def _write_samples(connection: Connection, job_id: int, videos: Sequence[Scored]) -> None:
     """Samples and predictions of videos, each of which has some: as many predictions a sample."""
     if not videos:
         return
@@ -362,9 +324,7 @@ def _write_samples(connection: Connection, job_id: int, videos: Sequence[_Video]
     def column(name: str) -> npt.NDArray[Any]:
         return np.concatenate([getattr(one.samples, name) for one in videos])
 
-    video_id = np.repeat(
-        [one.row["video_id"] for one in videos], [len(one.samples) for one in videos]
-    )
+    video_id = np.repeat([one.old.video_id for one in videos], [len(one.samples) for one in videos])
     bucket = column("bucket")
     times = {name: column(name) for name in ("t_us", "start_us", "end_us")}
     insert_columns(

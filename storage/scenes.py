@@ -11,13 +11,15 @@ claimed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Engine, select
 
-from storage.columns import SampleColumns
+from storage.columns import Ints, SampleColumns
 from storage.database import reading
 from storage.records import Gap, SampleResult, Scene
 from storage.schema import jobs
@@ -55,6 +57,25 @@ UNKNOWN = -1
 UNKNOWN_NAME = "unknown"
 
 Shares = npt.NDArray[np.float64]
+Path = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SceneColumns:
+    """Scenes of one video in order of time, as `records.Scene` describes them."""
+
+    start_us: Ints
+    end_us: Ints
+    label: Ints
+    """Position of the label, or UNKNOWN."""
+    confidence: Shares
+    peak: Shares
+    samples: Ints
+    agreeing: Shares
+
+    def columns(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns as the table has them."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
 
 def scenes_of(
@@ -92,39 +113,69 @@ def labelled_scenes(
     min_length_us: int = MIN_LENGTH_US,
     margin: float = MARGIN,
 ) -> list[tuple[int, Scene]]:
-    """The same, each scene with the position of its label, or UNKNOWN.
+    """The same, each scene with the position of its label, or UNKNOWN; `changes` as in
+    `scenes_of_videos`."""
+    (found,) = scenes_of_videos(
+        [(samples, gaps, changes)],
+        len(labels),
+        stickiness_us=stickiness_us,
+        min_length_us=min_length_us,
+        margin=margin,
+    )
+    return [
+        (label, Scene(start_us, end_us, _name(label, labels), *described))
+        for start_us, end_us, label, *described in zip(
+            *(column.tolist() for column in found.columns().values()), strict=True
+        )
+    ]
 
-    `changes` says for each sample how much its picture differs from the one before, in any unit
-    (`picture_changes`); without it boundaries stay where the labels put them.
+
+def _name(label: int, names: Sequence[str]) -> str:
+    return UNKNOWN_NAME if label == UNKNOWN else names[label]
+
+
+def scenes_of_videos(
+    videos: Sequence[tuple[SampleColumns, Sequence[Gap], Shares | None]],
+    label_count: int,
+    *,
+    stickiness_us: int = STICKINESS_US,
+    min_length_us: int = MIN_LENGTH_US,
+    margin: float = MARGIN,
+) -> list[SceneColumns]:
+    """The scenes of each of many videos, which takes a fraction of the time that one by one does.
+
+    Each comes with its gaps, and with how much the picture of each sample differs from the one
+    before, in any unit (`scoring.picture_changes`); without that, boundaries stay where the labels
+    put them.
     """
-    found: list[tuple[int, Scene]] = []
-    shares = samples.shares(len(labels))
-    evidence = _evidence(shares, samples.end_us - samples.start_us, margin)
-    lengths = (samples.end_us - samples.start_us).astype(np.float64)
+    all_shares = [samples.shares(label_count) for samples, _, _ in videos]
+    evidence = [
+        _evidence(shares, samples.end_us - samples.start_us, margin)
+        for shares, (samples, _, _) in zip(all_shares, videos, strict=True)
+    ]
+    parts = [
+        (video, slice(start, end))
+        for video, (samples, gaps, _) in enumerate(videos)
+        for start, end in _segments(samples, gaps)
+    ]
     # A label that comes and goes changes it twice.
     switch_cost = stickiness_us / VOTE_US * SURE / 2
-    for start, end in _segments(samples, gaps):
-        here = slice(start, end)
-        path = _most_likely_path(evidence[here], switch_cost)
-        runs = _runs(path, evidence[here], lengths[here], min_length_us)
+    paths = _most_likely_paths([evidence[video][here] for video, here in parts], switch_cost)
+    found: list[list[tuple[int, int]]] = [[] for _ in videos]
+    for (video, here), path in zip(parts, paths, strict=True):
+        samples, _, changes = videos[video]
+        lengths = (samples.end_us[here] - samples.start_us[here]).astype(np.float64)
+        runs = _runs(path, evidence[video][here], lengths, min_length_us)
         if changes is not None:
-            runs = _at_cuts(runs, changes[here])
-        for first, last, state in runs:
-            label = state if state < len(labels) else UNKNOWN
-            part = slice(start + first, start + last)
-            found.append((label, _scene(samples, part, shares, label, labels)))
-    return found
-
-
-def picture_changes(vectors: npt.NDArray[np.float16]) -> Shares:
-    """How much each sample's picture differs from the one before: 1 - cosine of their unit vectors
-    (samples x dimension; of several squares the mean); 0 for the first."""
-    wide = vectors.astype(np.float32)
-    # Of unit vectors side by side, the squared length is their number.
-    squares = np.round((wide[:1] ** 2).sum(axis=1))
-    cosines = np.einsum("ij,ij->i", wide[1:], wide[:-1]) / np.maximum(squares, 1)
-    changes = np.maximum(1.0 - cosines.astype(np.float64), 0.0)
-    return np.concatenate([[0.0], changes])[: len(vectors)]
+            runs = _at_cuts(runs, changes[here].tolist())
+        found[video] += [
+            (here.start + start, state if state < label_count else UNKNOWN)
+            for start, _, state in runs
+        ]
+    return [
+        _described(samples, shares, begun)
+        for (samples, _, _), shares, begun in zip(videos, all_shares, found, strict=True)
+    ]
 
 
 def _segments(samples: SampleColumns, gaps: Sequence[Gap]) -> list[tuple[int, int]]:
@@ -147,47 +198,91 @@ def _evidence(shares: Shares, lengths_us: npt.NDArray[np.int64], margin: float) 
     return np.asarray(votes * np.log(states + DOUBT))
 
 
-def _at_cuts(runs: Sequence[tuple[int, int, int]], changes: Shares) -> list[tuple[int, int, int]]:
+def _at_cuts(
+    runs: Sequence[tuple[int, int, int]], changes: Sequence[float]
+) -> list[tuple[int, int, int]]:
     """The same runs, each boundary moved to the sample beside it that begins a new shot."""
     edges = [start for start, _, _ in runs] + [runs[-1][1]]
     for at in range(1, len(runs)):
         near = range(max(edges[at] - 1, edges[at - 1] + 1), min(edges[at] + 2, edges[at + 1]))
-        best = max(near, key=lambda sample: changes[sample])
+        best = max(near, key=changes.__getitem__)
         if changes[best] > CUT * changes[edges[at]]:
             edges[at] = best
     return [(start, end, run[2]) for (start, end), run in zip(pairwise(edges), runs, strict=True)]
 
 
-def _most_likely_path(evidence: Shares, switch_cost: float) -> npt.NDArray[np.intp]:
-    """Label of each sample on the path of most evidence, less `switch_cost` for each change."""
-    scores = evidence.copy()
-    for before, score in pairwise(scores):
-        # Whoever comes from another label comes from the best one.
-        np.add(score, np.maximum(before, before.max() - switch_cost), out=score)
-    best = scores.argmax(axis=1)
-    leaving = scores < scores.max(axis=1, keepdims=True) - switch_cost
-    at = np.arange(len(scores))[:, np.newaxis]
-    # Of each sample and label, the last sample up to there after which the label is come to anew.
-    left = np.maximum.accumulate(np.where(leaving, at, -1))
+def _most_likely_paths(evidence: Sequence[Shares], switch_cost: float) -> list[Path]:
+    """Label of each sample on the path of most evidence, less `switch_cost` for each change; of
+    each stretch of samples."""
+    found: dict[int, Path] = {}
+    for group in _alike_long([len(one) for one in evidence]):
+        paths = _paths([evidence[at] for at in group], switch_cost)
+        found.update(zip(group, paths, strict=True))
+    return [found[at] for at in range(len(evidence))]
+
+
+def _alike_long(lengths: Sequence[int]) -> list[list[int]]:
+    """Positions of stretches, the longest first, in groups that fill at least half of a rectangle
+    each."""
+    groups: list[list[int]] = []
+    filled = 0
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        filled += lengths[at]
+        if groups and 2 * filled >= lengths[groups[-1][0]] * (len(groups[-1]) + 1):
+            groups[-1].append(at)
+        else:
+            groups.append([at])
+            filled = lengths[at]
+    return groups
+
+
+def _paths(evidence: Sequence[Shares], switch_cost: float) -> list[Path]:
+    """The paths of stretches, the longest of which comes first. A step in time is one for all of
+    them, since in Python it costs little more than for one."""
+    longest, labels = evidence[0].shape
+    # What one instruction works on stands side by side: the stretches.
+    scores = np.zeros((longest, labels, len(evidence)))
+    for place, one in enumerate(evidence):
+        scores[: len(one), :, place] = one
+    from_best = np.empty((longest, len(evidence)))
+    before: Shares | None = None
+    for score, best in zip(scores, from_best, strict=True):
+        if before is not None:
+            # Whoever comes from another label comes from the best one.
+            np.add(score, before, out=score)
+        np.subtract(np.maximum.reduce(score), switch_cost, out=best)
+        before = np.maximum(score, best)
+    leaving = scores < from_best[:, np.newaxis]
+    return [
+        _path(scores[: len(one), :, place], leaving[: len(one), :, place])
+        for place, one in enumerate(evidence)
+    ]
+
+
+def _path(scores: Shares, leaving: npt.NDArray[np.bool_]) -> Path:
+    """The path to the end's best label; samples x labels, and whether the best path that goes on
+    with a label comes to it anew after that sample."""
     path = np.empty(len(scores), dtype=np.intp)
     end = len(scores)
     while end:
-        label = best[end - 1]
-        start = int(left[end - 2, label]) + 1 if end > 1 else 0
+        label = int(scores[end - 1].argmax())
+        backwards = leaving[: end - 1, label][::-1]
+        back = int(backwards.argmax()) if end > 1 else 0
+        start = end - 1 - back if end > 1 and backwards[back] else 0
         path[start:end] = label
         end = start
     return path
 
 
 def _runs(
-    path: npt.NDArray[np.intp], evidence: Shares, lengths: Shares, min_length_us: int
+    path: Path, evidence: Shares, lengths: Shares, min_length_us: int
 ) -> list[tuple[int, int, int]]:
     """Runs [start, end) of one label; too short ones joined to a neighbour, the shortest first."""
     edges = [0, *(np.flatnonzero(np.diff(path)) + 1).tolist(), len(path)]
     runs = [(start, end, int(path[start])) for start, end in pairwise(edges)]
     while len(runs) > 1:
-        spans = [lengths[start:end].sum() for start, end, _ in runs]
-        at = int(np.argmin(spans))
+        spans = np.add.reduceat(lengths, [start for start, _, _ in runs])
+        at = int(spans.argmin())
         if spans[at] >= min_length_us:
             break
         start, end, _ = runs[at]
@@ -208,24 +303,25 @@ def _joined(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return joined
 
 
-def _scene(
-    samples: SampleColumns, part: slice, shares: Shares, label: int, names: Sequence[str]
-) -> Scene:
-    count = part.stop - part.start
-    if label == UNKNOWN:
-        # What is told is how sure the best label was, which was not enough.
-        name, of_label, agreeing = UNKNOWN_NAME, shares[part].max(axis=1), 0
-    else:
-        name, of_label = names[label], shares[part, label]
-        agreeing = int((samples.label[part, 0] == label).sum())
-    return Scene(
-        start_us=int(samples.start_us[part.start]),
-        end_us=int(samples.end_us[part.stop - 1]),
-        label=name,
-        confidence=float(of_label.mean()),
-        peak=float(of_label.max()),
-        samples=count,
-        agreeing=agreeing / count,
+def _described(
+    samples: SampleColumns, shares: Shares, begun: Sequence[tuple[int, int]]
+) -> SceneColumns:
+    """The scenes of a video, which hold all its samples, by the first sample and label of each."""
+    starts, labels = np.array(begun, dtype=np.int64).reshape(-1, 2).T
+    counts = np.diff(starts, append=len(samples))
+    of_sample = np.repeat(labels, counts)
+    # Of an unknown one is told how sure the best label was, which was not enough.
+    told = np.where(of_sample == UNKNOWN, shares.argmax(axis=1), of_sample)
+    share = shares[np.arange(len(samples)), told]
+    agreeing = samples.label[:, 0] == of_sample
+    return SceneColumns(
+        samples.start_us[starts],
+        samples.end_us[starts + counts - 1],
+        labels,
+        np.add.reduceat(share, starts) / counts,
+        np.maximum.reduceat(share, starts),
+        counts,
+        np.add.reduceat(agreeing, starts, dtype=np.int64) / counts,
     )
 
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from embedded import directions, done
 from rows import SEASONS, SECOND, file, planned
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from storage import ledger, relabel, results
-from storage.coverage import coverage
+from storage.coverage import coverage, listing
 from storage.database import reading, writing
 from storage.labels import label_set, store_label_vectors
 from storage.ledger import Job, JobState
 from storage.records import GapKind, Label, LabelSet, VideoState
 from storage.relabel import CannotRelabel
 from storage.scenes import scenes
-from storage.schema import embeddings, flags, jobs
+from storage.schema import embeddings, flags, job_videos, jobs
 from storage.scoring import best_labels, similarities
 from workers.classify import predictions
 
@@ -127,6 +127,99 @@ def test_relabelling_twice_at_once_is_relabelling_once(
     run = planned(engine, *range(12, 20), key="run", labels=NEW)
     by_workers = done(engine, run.job_id, LABEL_VECTORS)
     assert everything(engine, first, old.video_ids) == everything(engine, by_workers, old.video_ids)
+
+
+def test_the_answers_come_before_the_rows_they_are_made_of(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """States, scenes and flags of every video are there when that is told; the rows of samples
+    follow, and only then is the job done."""
+    monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", 1)
+    old = planned(engine, 30, 4, 61)
+    job = done(engine, old.job_id, directions(3, 2))
+    told: list[object] = []
+
+    def answers(samples: int) -> None:
+        told.append((samples, scenes(engine, target.id), coverage(engine, target.id)))
+        assert not any(results.samples(engine, target.id, one) for one in old.video_ids)
+        assert ledger.get_job(engine, target.id).state is JobState.RUNNING
+        assert not listing(engine, target.id).complete
+
+    target = relabel.new_job(engine, job, NEW)
+    store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
+    written: list[int] = []
+    relabel.relabel(engine, job, target, answers=answers, progress=written.append)
+    count = sum(len(results.samples(engine, target.id, one)) for one in old.video_ids)
+    assert told == [(count, scenes(engine, target.id), coverage(engine, target.id))]
+    assert sum(written) == count
+    assert len(written) == 3
+    assert ledger.get_job(engine, target.id).state is JobState.CLOSED
+    assert listing(engine, target.id).complete
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_relabelling_that_was_cut_off_is_gone_on_with(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """Ended between answers and rows, or after some of the rows, its job is not done and says so;
+    the same again gives the rows that a relabelling in one go gives, and writes none twice."""
+    monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", 1)
+    old = planned(engine, 30, 4, 61)
+    job = done(engine, old.job_id, directions(3, 2))
+
+    class CutOff(Exception):
+        pass
+
+    told: list[int] = []
+
+    def tell(samples: int) -> None:
+        told.append(samples)
+        if len(told) > after:
+            raise CutOff
+
+    target = relabel.new_job(engine, job, NEW)
+    store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
+    with pytest.raises(CutOff):
+        relabel.relabel(engine, job, target, answers=tell, progress=tell)
+    assert ledger.get_job(engine, target.id).state is JobState.RUNNING
+    assert not listing(engine, target.id).complete
+    written = {one for one in old.video_ids if results.samples(engine, target.id, one)}
+    assert len(written) == after
+    again: list[int] = []
+    relabel.relabel(engine, job, target, answers=again.append)
+    lacking = [one for one in old.video_ids if one not in written]
+    assert again == [sum(len(results.samples(engine, target.id, one)) for one in lacking)]
+    run = planned(engine, 30, 4, 61, key="run", labels=NEW)
+    by_workers = done(engine, run.job_id, LABEL_VECTORS)
+    target = ledger.get_job(engine, target.id)
+    assert everything(engine, target, old.video_ids) == everything(
+        engine, by_workers, old.video_ids
+    )
+
+
+def test_what_was_answered_anew_gets_new_rows(engine: Engine) -> None:
+    """A video that the source analysed anew loses the rows of before, and gets those of now."""
+    old = planned(engine, 8, 12)
+    job = done(engine, old.job_id, directions(3, 2))
+    target = relabelled(engine, job)
+    changed, same = old.video_ids
+    with writing(engine) as connection:
+        connection.execute(
+            embeddings.delete().where(
+                embeddings.c.video_id == changed, embeddings.c.bucket_start == 4
+            )
+        )
+        connection.execute(
+            update(job_videos)
+            .where(job_videos.c.job_id == job.id, job_videos.c.video_id == changed)
+            .values(closed_ms=job_videos.c.closed_ms + 60_000)
+        )
+    before = results.samples(engine, target.id, same)
+    assert len(results.samples(engine, target.id, changed)) == 7
+    target = relabelled(engine, job)
+    assert [one.bucket for one in results.samples(engine, target.id, changed)] == [0, 1, 2, 3]
+    assert results.samples(engine, target.id, same) == before
+    assert target.state is JobState.CLOSED
 
 
 def test_what_the_database_refuses_is_raised_and_made_up_for(engine: Engine) -> None:

@@ -16,8 +16,8 @@ from clipserver.engines import EngineUnavailableError
 from clipserver.engines.offline.engine import OfflineEngine
 from storage.columns import SampleColumns
 from storage.records import Fit, Prediction, SampleResult, Sampling
-from storage.scenes import UNKNOWN_NAME, labelled_scenes, picture_changes, scenes_of
-from storage.scoring import best_labels, centroid, similarities
+from storage.scenes import UNKNOWN_NAME, labelled_scenes, scenes_of
+from storage.scoring import best_labels, centroid, picture_changes, similarities
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.plan import plan
 from workers.footage.probe import probe

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from embedded import asked, directions, done
 from rows import claimed, file, found, planned, spec
 from sqlalchemy import Engine
 
+from nightreel.cli import run_command
 from storage import ledger, relabel, results
 from storage.coverage import listing
 from storage.labels import store_label_vectors
@@ -44,7 +47,9 @@ def test_a_job_without_its_list_of_videos_is_incomplete(engine: Engine, database
     ledger.open_job(engine, spec())
     for command, (code, said) in codes(database_url).items():
         assert code == 3, command
-        assert "job 1 is running, and does not know all its videos yet" in said, command
+        assert "job 1 is running, and not all of its videos and frames are here yet" in said, (
+            command
+        )
 
 
 def test_an_interrupted_relabel_is_incomplete_until_it_is_repeated(
@@ -67,6 +72,37 @@ def test_an_interrupted_relabel_is_incomplete_until_it_is_repeated(
     assert f"job {target.id} is running" in asked(database_url, "find", "land")[2]
     relabel.relabel(engine, job, target)
     assert [code for code, _ in codes(database_url).values()] == [0, 0, 0]
+
+
+def test_the_summary_of_a_relabel_does_not_wait_for_the_rows(
+    engine: Engine,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The command prints its whole answer before it writes the first of the samples, and one that
+    is interrupted then is told to be repeated."""
+    job = done(engine, planned(engine, 4, 4, 4).job_id, directions(3, 2))
+    printed: list[object] = []
+
+    def interrupted(*_: object) -> int:
+        printed.append(json.loads(capfd.readouterr().out))
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("NIGHTREEL_DATABASE_URL", database_url)
+    monkeypatch.setattr(relabel, "_write_rows", interrupted)
+    words = ["relabel", str(job.id), "--format", "json"]
+    words += ["--like", "a=1@1", "--like", "b=1@3"]
+    assert run_command(words) == 130
+    assert "the same command resumes" in capfd.readouterr().err
+    assert run_command(["export", "table", "predictions", "--as", "csv"]) == 0
+    assert "not all of its videos and frames are here yet" in capfd.readouterr().err
+    assert run_command(["sheet", "1", "-o", "sheet.png"]) == 2
+    assert "`nightreel relabel` is not done with its frames" in capfd.readouterr().err
+    monkeypatch.undo()
+    code, rows, said = asked(database_url, *words)
+    assert (code, said.count("known")) == (0, 1)
+    assert printed == [rows]
 
 
 def test_files_that_were_given_up_unread_are_told(engine: Engine, database_url: str) -> None:

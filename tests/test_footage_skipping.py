@@ -19,8 +19,7 @@ from footage_files import Picture, encode, scenery, x264
 
 from storage import database, duplicates
 from storage.duplicates import Skipped
-from storage.scenes import picture_changes
-from storage.scoring import similarities
+from storage.scoring import picture_changes, similarities
 from storage.search import search, vector_at
 from storage.vectors import VideoVectors
 

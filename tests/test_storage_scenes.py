@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from storage import ledger
 from storage.records import Gap, GapKind, Prediction, SampleResult
-from storage.scenes import _most_likely_path, scenes, scenes_of
+from storage.scenes import _most_likely_paths, scenes, scenes_of
 
 NAMES = ("summer", "winter", "fire")
 
@@ -170,7 +170,20 @@ def test_the_path_is_the_best_of_all_paths(seed: int) -> None:
         return float(sum(evidence[at, label] for at, label in enumerate(path)) - 2 * switches)
 
     best = max(itertools.product(range(3), repeat=6), key=worth)
-    assert worth(tuple(_most_likely_path(evidence, 2.0))) == pytest.approx(worth(best))
+    (found,) = _most_likely_paths([evidence], 2.0)
+    assert worth(tuple(found)) == pytest.approx(worth(best))
+
+
+def test_a_path_does_not_depend_on_those_beside_it() -> None:
+    """Many stretches of any lengths together get the paths that each gets alone."""
+    random = np.random.default_rng(5)
+    lengths = [1, 300, 7, 2, 299, 40, 1, 0, 3000, 12]
+    evidence = [np.log(0.1 + random.dirichlet(np.full(5, 0.2), size)) for size in lengths]
+    together = _most_likely_paths(evidence, 2.4)
+    for path, one in zip(together, evidence, strict=True):
+        (alone,) = _most_likely_paths([one], 2.4)
+        assert len(path) == len(one)
+        assert path.tolist() == alone.tolist()
 
 
 @pytest.mark.parametrize("seed", range(10))

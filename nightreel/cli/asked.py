@@ -75,8 +75,8 @@ def unseen(engine: Engine, job: Job, only: Collection[int] | None = None) -> lis
 
 
 def not_all_read(engine: Engine, job: Job) -> list[str]:
-    """What must be said of a job that does not know all its videos: any of them may be missing in
-    an answer. Nothing is said of one that does."""
+    """What must be said of a job that does not have all its videos, or all the rows of their
+    samples: any of them may be missing in an answer. Nothing is said of one that does."""
     from storage.coverage import listing
     from storage.ledger import JobState
 
@@ -88,7 +88,7 @@ def not_all_read(engine: Engine, job: Job) -> list[str]:
         return [f"{files} of the job never read: `nightreel retry {job.id}` tries again"]
     if known.unread:
         return [f"{files} still to be read; job {job.id} is {known.job_state}"]
-    return [f"job {job.id} is {known.job_state}, and does not know all its videos yet"]
+    return [f"job {job.id} is {known.job_state}, and not all of its videos and frames are here yet"]
 
 
 def microseconds(text: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nightreel.cli.asked import job_asked, one_video, videos_asked
+from nightreel.cli.asked import job_asked, not_all_read, one_video, videos_asked
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
 from nightreel.cli.originals import spare_originals
@@ -72,6 +72,7 @@ def table(  # noqa: PLR0917 - one parameter an option
     if output is not None:
         spare_originals(engine, output)
     only = videos_asked(engine, job, video)
+    unread = not_all_read(engine, job)
     if output is None:
         with to_standard_output():
             export_rows(engine, job.id, Kind(kind), sys.stdout, chosen, video_ids=only)
@@ -82,8 +83,9 @@ def table(  # noqa: PLR0917 - one parameter an option
         except OSError as error:
             raise _unwritable(output, error) from None
         say(f"{output}: {counted(count, 'row')}")
-    if job.notice:
-        say(f"note: {job.notice}")
+    for note in (job.notice, *unread):
+        if note:
+            say(f"note: {note}")
     return ExitCode.OK
 
 

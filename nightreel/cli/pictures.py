@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +17,7 @@ from nightreel.cli.output import counted, say
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from sqlalchemy import Engine
 
@@ -69,6 +68,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
     """
     needs("matplotlib")
     from nightreel.interrupts import terminated_as_interrupted
+    from nightreel.progress import bar
     from nightreel.reports.annotate import annotate as drawn
     from workers.footage.source import FootageError
 
@@ -77,7 +77,8 @@ def annotate(  # noqa: PLR0917 - one parameter an option
     path, info, told = _opened(engine, job, video)
     start_us, end_us = _span(span, info.duration_us)
     try:
-        with terminated_as_interrupted(), _Bar(start_us, end_us or info.duration_us) as progress:
+        with terminated_as_interrupted(), bar("annotating") as show:
+            length_us = (end_us or info.duration_us) - start_us
             frames = drawn(
                 path,
                 info,
@@ -86,7 +87,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
                 start_us,
                 end_us,
                 Fraction(scale).limit_denominator(1000),
-                progress,
+                lambda t_us: show(t_us - start_us, length_us),
                 lambda stream: say(f"left out, {output.suffix} cannot hold it: {stream}"),
             )
     except FootageError as error:
@@ -174,13 +175,17 @@ def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]
     footage = footage_of(engine, video_id)
     if footage.info is None:
         raise click.UsageError(f"{video}: it was rejected; see `nightreel coverage {video}`.")
-    path = original_of(footage, job)
     with reading(engine) as connection:
         labels = [label.name for label in labels_in(connection, job.id)]
         samples = columns_in(connection, job.id, video_id)
         gaps = gaps_in(connection, job.id, video_id)
     position = {name: at for at, name in enumerate(labels)}
     found = scenes(engine, job.id, video_id).get(video_id, [])
+    if found and not len(samples):
+        raise click.UsageError(
+            f"{video}: `nightreel relabel` is not done with its frames: wait for it, or repeat it."
+        )
+    path = original_of(footage)
     placed = [(position.get(one.label, UNKNOWN), one) for one in found]
     duration_us = footage.info.duration_us
     return path, footage.info, Told(samples, placed, gaps, labels, duration_us, job.notice)
@@ -200,28 +205,3 @@ def _span(text: str | None, duration_us: int) -> tuple[int, int | None]:
             f"--range {text!r} holds nothing of a video of {duration_us / 1e6:.3f} s."
         )
     return start_us, end_us
-
-
-class _Bar:
-    """A progress bar on a terminal, nothing elsewhere. A context manager that gives what is to be
-    told the time of each frame."""
-
-    def __init__(self, start_us: int, end_us: int) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self._start_us = start_us
-        self._progress = Progress(
-            console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-        )
-        self._task = self._progress.add_task("annotating", total=max(1, end_us - start_us))
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._progress.start()
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def _advance(self, t_us: int) -> None:
-        self._progress.update(self._task, completed=t_us - self._start_us)

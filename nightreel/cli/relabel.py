@@ -10,6 +10,7 @@ import click
 from nightreel.cli.asked import job_asked
 from nightreel.cli.options import JOB_ID, api_options, database_option, format_option
 from nightreel.cli.output import counted, say
+from storage.exits import ExitCode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,13 +59,14 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     form: str,
 ) -> int:
     """Give JOB other labels from its stored embeddings, as a new job beside it, and print its
-    summary. No frame is decoded or sent; texts and example pictures of the labels are, once.
+    summary. No frame is decoded or sent; texts and example pictures of the labels are, once. The
+    summary comes as soon as every video is answered for; then the rows of all samples are written.
     """
     from nightreel.asking import SameApi
     from nightreel.cli.answers import write_summary
     from nightreel.cli.likes import labels_like
+    from nightreel.progress import bar
     from scheduler.labels import check_flags
-    from storage import ledger
     from storage import relabel as relabelling
     from storage.labels import store_label_vectors, vectors_of_labels
 
@@ -87,8 +89,22 @@ def relabel(  # noqa: PLR0917 - one parameter an option
         f"job {target.id} ({'new' if target.created else 'known'}): job {source.id} under "
         f"{counted(len(labels.labels), 'label')} ({labels.name}), model {source.model}"
     )
-    relabelling.relabel(database, source, target)
-    return write_summary(database, ledger.get_job(database, target.id), form)
+    code: int = ExitCode.OK
+    samples = written = 0
+    with bar("writing samples and predictions") as show:
+
+        def answer(left: int) -> None:
+            nonlocal code, samples
+            samples = left
+            code = write_summary(database, target, form)
+
+        def advance(count: int) -> None:
+            nonlocal written
+            written += count
+            show(written, samples)
+
+        relabelling.relabel(database, source, target, answers=answer, progress=advance)
+    return code
 
 
 def _embedded(labels: LabelSet, api: SameApi) -> npt.NDArray[np.float32]:

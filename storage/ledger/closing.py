@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, Row, delete, exists, select, update
 from sqlalchemy import insert as plain_insert
 
 from storage import vectors
+from storage.bulk import insert_columns
 from storage.columns import SampleColumns, columns_in
 from storage.database import DatabaseError, reading, writing
 from storage.dialect import Now, upsert
@@ -21,9 +22,9 @@ from storage.flags import flag_rows
 from storage.labels import labels_in
 from storage.ledger.events import job_closed
 from storage.ledger.job import JobState
-from storage.records import Gap, GapKind, Scene, TaskState, VideoState
+from storage.records import Gap, GapKind, TaskState, VideoState
 from storage.results import gaps_in
-from storage.scenes import Shares, labelled_scenes, picture_changes
+from storage.scenes import SceneColumns, Shares, scenes_of_videos
 from storage.schema import (
     OPEN,
     RUNNING,
@@ -36,6 +37,7 @@ from storage.schema import (
     still_open,
     tasks,
 )
+from storage.scoring import picture_changes
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +126,7 @@ class _Outcome:
     analysed_us: int
     reason: tuple[str, str] | tuple[None, None]
     lost: list[tuple[int, Gap]]
-    scenes: list[tuple[int, Scene]]
+    scenes: SceneColumns
     flags: list[dict[str, Any]]
 
 
@@ -174,11 +176,7 @@ def _close_video(engine: Engine, job_id: int, video_id: int) -> VideoState | Non
             connection.execute(
                 delete(table).where(table.c.job_id == job_id, table.c.video_id == video_id)
             )
-        if outcome.scenes:
-            connection.execute(
-                plain_insert(scenes),
-                [of_video | scene_row(label, scene) for label, scene in outcome.scenes],
-            )
+        insert_columns(connection, scenes, {**of_video, **outcome.scenes.columns()})
         if outcome.flags:
             connection.execute(plain_insert(flags), [of_video | row for row in outcome.flags])
     return outcome.state
@@ -214,15 +212,14 @@ def _outcome(engine: Engine, job_id: int, video_id: int) -> _Outcome | None:
         row.end_us - row.start_us - row.gap_us for row in rows if row.state == TaskState.DONE
     )
     state, reason = standing(analysed_us, every_gap)
+    (shown,) = scenes_of_videos([(found, every_gap, changes)], len(label_set))
     return _Outcome(
         opening=opening,
         state=state,
         analysed_us=analysed_us,
         reason=reason,
         lost=lost,
-        scenes=labelled_scenes(
-            found, every_gap, [label.name for label in label_set], changes=changes
-        ),
+        scenes=shown,
         flags=flag_rows(found, label_set),
     )
 
@@ -281,18 +278,6 @@ def _reason_of(every_gap: Sequence[Gap]) -> tuple[str, str] | tuple[None, None]:
         (gap for gap in every_gap if gap.kind is worst), key=lambda gap: gap.end_us - gap.start_us
     )
     return worst, longest.detail
-
-
-def scene_row(label: int, scene: Scene) -> dict[str, Any]:
-    return {
-        "start_us": scene.start_us,
-        "end_us": scene.end_us,
-        "label": label,
-        "confidence": scene.confidence,
-        "peak": scene.peak,
-        "samples": scene.samples,
-        "agreeing": scene.agreeing,
-    }
 
 
 def _close_jobs(engine: Engine, job_id: int | None) -> None:
