@@ -21,6 +21,11 @@ Two 4K files of 10 s by the soft recipe, H.264 of 8 bits and HEVC of 10 bits (x2
 figures of memory, an hour of the strict file, repeated without encoding it again, the figures of
 indexing. Every way runs in a process of its own with one decoder thread; CPU seconds are those of
 the whole process after its imports.
+
+Memory is measured twice: of the bare reader, and of a worker as an operator starts it, a process of
+whose pool probes the 4K file and then takes its samples in five tasks; with a scheduler, a Redis
+and a PostgreSQL of its own (Debian's binaries) and an API that costs nothing. Peaks are those of
+resident memory (VmHWM), what a process shares with its parent included.
 """
 
 # ruff: noqa: PLC0415 -- each way imports in its own process only what it uses
@@ -29,17 +34,24 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from importlib import import_module
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from storage.records import Sampling
 
 SIZE = 224
 RECIPES: dict[str, tuple[str, list[str]]] = {
@@ -74,7 +86,13 @@ LARGE: dict[str, tuple[str, ...]] = {
     "large10": ("libx265", "-x265-params", "log-level=error", "-pix_fmt", "yuv420p10le"),
 }
 """The encoders of the 4K files: H.264 of 8 bits, HEVC of 10."""
-LOADED = ("av", "cv2", "PIL.Image", "workers.footage.decode", "workers.footage.probe")
+LOADED = ("av", "PIL.Image", "workers.footage.decode", "workers.footage.probe")
+"""What every way has loaded before it is measured."""
+TASK_US = 2_000_000
+"""Length of the worker's tasks at 4K: what one leaves in memory counts for the next."""
+WORKER_S = 300
+AS_WORKERS = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""What a worker tells the C library as it starts."""
 
 
 def build(
@@ -229,7 +247,8 @@ WAYS: dict[str, Callable[[str], int]] = {
 
 def run_one(way: str, path: str) -> None:
     """Run one way in this process and print its figures as JSON."""
-    for module in LOADED:  # Imports are no part of what is measured.
+    # Imports are no part of what is measured; OpenCV, which our ways do without, is memory.
+    for module in LOADED if way.startswith("ours") else (*LOADED, "cv2"):
         import_module(module)
 
     def cpu_s() -> float:
@@ -264,10 +283,11 @@ def repeated(source: Path, target: Path, times: int) -> None:
     subprocess.run([*command, "-c", "copy", str(target)], check=True)
 
 
-def measure(way: str, path: Path) -> dict[str, float]:
+def measure(way: str, path: Path, settings: Mapping[str, str] | None = None) -> dict[str, float]:
     """Run one way in a process of its own."""
     command = [sys.executable, __file__, "--way", way, str(path)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | (settings or {})
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 
@@ -295,9 +315,7 @@ def main() -> None:
             large = folder / f"{name}.mp4"
             if not large.exists():
                 build(options.path, large, 10, 3840, 2160, encoder=encoder)
-            ways = "ours, prefer-keyframe", "ours, every frame"
-            peaks = [f"{measure(way, large)['peak_mb']:.0f} MB, {way}" for way in ways]
-            print(f"peak memory at 3840x2160, {name}: {'; '.join(peaks)}")
+        memory([folder / f"{name}.mp4" for name in LARGE])
         for suffix in ("mp4", "mkv", "ts"):
             hour = folder / f"hour.{suffix}"
             if not hour.exists():
@@ -307,6 +325,67 @@ def main() -> None:
                 f"index of an hour, {suffix}: {row['wall_s']:.2f} s, {row['frames']:.0f} frames, "
                 f"{row['read_mb']:.1f} of {hour.stat().st_size / 1e6:.1f} MB read"
             )
+
+
+def memory(videos: Sequence[Path]) -> None:
+    """Print the peaks of the bare reader, and of a worker: its pool's process and their parent."""
+    from queue_servers import databases, postgresql_server, redis_server
+    from queue_workers import slow_api
+
+    from storage.records import Sampling, SamplingMode
+
+    ways = {
+        "ours, prefer-keyframe": Sampling(),
+        "ours, first": Sampling(SamplingMode.FIRST),
+        "ours, keyframes": Sampling(SamplingMode.KEYFRAMES, None),
+        "ours, every frame": Sampling(SamplingMode.EVERY_FRAME, None),
+    }
+    print(f"{'peak MB at 3840x2160':32}{'reader':>8}{'worker':>8}{'parent':>8}")
+    with redis_server() as (queue, _), postgresql_server() as (server, _), slow_api() as api:
+        for video, (way, sampling) in product(videos, ways.items()):
+            with databases(server)("postgresql") as engine:
+                child, parent = worker_peaks(video, sampling, engine, queue, api)
+            reader = measure(way, video, AS_WORKERS)["peak_mb"]
+            print(f"{video.stem + ', ' + way:32}{reader:8.0f}{child:8.0f}{parent:8.0f}", flush=True)
+
+
+def worker_peaks(
+    video: Path, sampling: Sampling, engine: Engine, redis_url: str, api_url: str
+) -> tuple[float, float]:
+    """Peaks, in MB, of the process of a worker's pool that runs a job, and of its parent."""
+    from queue_ledger import spec
+    from queue_workers import MODEL, scheduler, worker
+    from sqlalchemy import select
+
+    from storage import ledger
+    from storage.database import reading
+    from storage.records import ArchiveFile
+    from storage.schema import jobs
+
+    def peak_mb(pid: int) -> float:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+    stat = video.stat()
+    file = ArchiveFile(str(video.resolve()), stat.st_size, stat.st_mtime_ns)
+    asked = replace(spec(MODEL), sampling=sampling)
+    with tempfile.TemporaryDirectory() as folder:
+        services = engine, redis_url
+        with (
+            worker("worker", *services, api_url, Path(folder), 1) as pid,
+            scheduler(*services, Path(folder), window=8),
+        ):
+            ledger.open_job(engine, asked, files=[file], task_us=TASK_US)
+            deadline = time.monotonic() + WORKER_S
+            state = ledger.JobState.RUNNING
+            while state == ledger.JobState.RUNNING and time.monotonic() < deadline:
+                time.sleep(0.2)
+                with reading(engine) as connection:
+                    state = connection.execute(select(jobs.c.state)).scalar_one()
+            (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            if state != ledger.JobState.CLOSED:
+                raise SystemExit(f"the job is {state} after {WORKER_S} s")
+            return peak_mb(int(child)), peak_mb(pid)
 
 
 def keyframe_seconds(video: Path) -> int:

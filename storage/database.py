@@ -16,19 +16,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 
 from storage.dialect import lock_ledger, one_line
 from storage.settings import SecretUnreadable, StorageSettings
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 T = TypeVar("T")
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
 
 BUSY_TIMEOUT_S = 30
 """How long a writer waits for its turn, and how long one may keep it without a word."""
@@ -280,11 +281,14 @@ def upgrade(engine: Engine) -> list[str]:
 
     All or nothing, one process at a time. Raises SchemaTooNew, DatabaseUnavailable.
     """
-    config = _alembic()
+    # Twelve megabytes, which whoever only checks (every worker) would carry for ever.
+    from alembic import command  # noqa: PLC0415
+
     with writing(engine) as connection:
         lock_ledger(connection)
-        missing = _missing_revisions(engine, connection, config)
+        missing = _missing_revisions(engine, connection)
         if missing:
+            config = _alembic()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     return missing
@@ -299,17 +303,19 @@ def check(engine: Engine) -> None:
     # Opening a SQLite file that is not there would make it.
     if engine.dialect.name != "sqlite" or (file is not None and Path(file).exists()):
         with reading(engine) as connection:
-            if not _missing_revisions(engine, connection, _alembic()):
+            if not _missing_revisions(engine, connection):
                 return
     raise SchemaOutdated(
         f"database {shown_url(engine)} lacks the tables of this release: run `nightreel db upgrade`"
     )
 
 
-def _missing_revisions(engine: Engine, connection: Connection, config: Config) -> list[str]:
-    current = MigrationContext.configure(connection).get_current_revision()
-    script = ScriptDirectory.from_config(config)
-    known = [revision.revision for revision in script.walk_revisions()][::-1]
+def _missing_revisions(engine: Engine, connection: Connection) -> list[str]:
+    # Files are named by their revisions, each of which follows the one before.
+    known = sorted(file.name.partition("_")[0] for file in _MIGRATIONS.glob("versions/[0-9]*.py"))
+    current = None
+    if inspect(connection).has_table("alembic_version"):
+        current = connection.scalar(text("SELECT version_num FROM alembic_version"))
     if current is None:
         return known
     if current not in known:
@@ -321,8 +327,9 @@ def _missing_revisions(engine: Engine, connection: Connection, config: Config) -
 
 
 def _alembic() -> Config:
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
     # Alembic reads `%` as interpolation.
-    location = str(Path(__file__).with_name("migrations")).replace("%", "%%")
-    config.set_main_option("script_location", location)
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config

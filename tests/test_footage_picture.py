@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
-from footage_files import Picture, encode, frames, patch, x264
+from footage_files import Picture, encode, frames, patch, replaced, x264
 from PIL import Image
 
-from storage.records import Fit, Sampling, VideoInfo
+from storage.records import Fit, Sampling, SamplingMode, VideoInfo
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.picture import Renderer, encode_jpeg, load_picture, tiles, tone_mapped
 from workers.footage.plan import plan
@@ -77,6 +80,35 @@ def test_a_matrix_that_only_mirrors_upside_down_is_applied(tmp_path: Path) -> No
     assert info.rotation == 180
     assert picture[-4, 4, 0] > 200
     assert picture[4, 4, 0] < 120
+
+
+def test_an_orientation_that_changes_within_a_stream_is_followed(tmp_path: Path) -> None:
+    """Pictures that say so themselves are turned a quarter anticlockwise, those before and after
+    them are not."""
+    # ITU-T H.264 D.1.27: a display orientation (47) that flips nothing, turns by 0x4000 of 0x10000
+    # and holds for its own picture.
+    message = bytes((0, 0, 0, 1, 0x06, 0x2F, 0x03, 0x08, 0x00, 0x14, 0x80))
+
+    def change(number: int, packet: Packet) -> Packet:
+        return replaced(packet, message + bytes(packet)) if 30 <= number < 60 else packet
+
+    path = encode(
+        tmp_path / "turning.mp4",
+        [marked_corner()] * 90,
+        options=x264(bframes=0),
+        change=change,
+    )
+    info, index = probe(os.fspath(path))
+    assert info.rotation == 0
+    every_frame = Sampling(SamplingMode.EVERY_FRAME, None)
+    (task,) = plan(info, index, every_frame)
+    reds = []
+    for sample in read_range(os.fspath(path), info, task, every_frame, size=SIZE, fit=Fit.SQUASH):
+        assert isinstance(sample, DecodedSample)
+        quarters = sample.picture.reshape(2, SIZE // 2, 2, SIZE // 2, 3).mean(axis=(1, 3))
+        reds.append(int((quarters[..., 0] - quarters[..., 1]).argmax()))
+    upper_left, lower_left = 0, 2
+    assert reds == [upper_left] * 30 + [lower_left] * 30 + [upper_left] * 30
 
 
 @pytest.mark.parametrize("fit", [Fit.CROP, Fit.PAD, Fit.SQUASH])
@@ -393,8 +425,39 @@ def test_jpeg_keeps_the_colours() -> None:
     assert [table[0] for table in image.quantization.values()] == [3, 3]  # type: ignore[attr-defined]
 
 
-def test_freak_shapes_cost_no_memory() -> None:
+def test_freak_shapes_become_squares() -> None:
     """A picture of 4000 x 2 pixels becomes a square like any other."""
     loaded = load_picture(png(patch((9, 99, 199), 4000, 2)), SIZE, Fit.CROP)
     assert loaded.shape == (SIZE, SIZE, 3)
     assert Fraction(int(loaded[0, 0, 2]), 199) == 1
+
+
+FREAKS = """
+import io
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from av.video.frame import VideoFrame
+from PIL import Image
+from storage.records import Fit
+from workers.footage.picture import Renderer, load_picture
+
+for size in ((1, 16_000), (16_000, 1)):
+    grey = np.full(size, 99, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "PNG")
+    for fit in Fit:
+        renderer = Renderer(48, fit, pixel_aspect=Fraction(1))
+        shown = renderer.picture(VideoFrame.from_ndarray(grey, "gray"))
+        assert load_picture(file.getvalue(), 48, fit).shape == (48, 48, 3)
+        assert sorted(shown.shape) == [3, 48, 16 * 48 if fit is Fit.TILES else 48]
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_freak_shapes_cost_no_memory() -> None:
+    """A frame or example picture of 16,000 pixels by one is scaled to sixteen squares at most: in
+    proportion it would take half a gigabyte."""
+    peak_kb = subprocess.check_output([sys.executable, "-c", FREAKS], text=True)
+    assert int(peak_kb) < 200_000

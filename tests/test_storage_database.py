@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, bindparam, select, text
 
 from storage import database
@@ -84,6 +87,28 @@ def test_upgrade_applies_each_revision_once(empty_engine: Engine) -> None:
     assert database.upgrade(empty_engine) == ["0001"]
     database.check(empty_engine)
     assert database.upgrade(empty_engine) == []
+
+
+def test_files_of_migrations_are_named_by_their_revisions_in_order() -> None:
+    """So that the revisions are known without loading what applies them."""
+    scripts = ScriptDirectory.from_config(database._alembic())
+    revisions = [script.revision for script in scripts.walk_revisions()][::-1]
+    files = sorted(Path(scripts.versions).glob("*.py"))
+    assert [file.name.partition("_")[0] for file in files] == revisions
+    assert scripts.get_current_head() == revisions[-1]
+
+
+def test_checking_a_database_loads_nothing_that_upgrades_it(engine: Engine) -> None:
+    """Every worker checks, and what its parent has loaded counts in each process of the pool."""
+    program = (
+        "import os, sys; from storage import database; "
+        "database.check(database.connect(os.environ['URL'])); print('alembic' in sys.modules)"
+    )
+    url = engine.url.render_as_string(hide_password=False)
+    said = subprocess.check_output(
+        [sys.executable, "-c", program], env=os.environ | {"URL": url}, text=True
+    )
+    assert said == "False\n"
 
 
 def test_downgrade_leaves_nothing_behind(engine: Engine) -> None:

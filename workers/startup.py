@@ -1,7 +1,9 @@
-"""What a worker does as it starts: check that it could run a task, then log, count and watch."""
+"""What a worker does as it starts: check that it could run a task, then log, count and watch, and
+see that the memory of pictures is given back."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from typing import Any
 
@@ -17,6 +19,12 @@ from workers.settings import LogFormat, QueueSettings, ServiceSettings, WorkerSe
 from workers.shared import Shared
 
 log = logging.getLogger(__name__)
+
+_M_MMAP_THRESHOLD = -3
+"""glibc's malloc.h."""
+_MAPPED_BYTES = 2**20
+"""Size from which on memory is mapped apart, and given back as it is freed: every plane of a 4K
+picture. What takes less comes by the dozen, and mapping it costs time."""
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
@@ -40,6 +48,7 @@ def _begin(sender: Any, **_: object) -> None:
             sender.quiet = True  # no banner among the lines
             celery_worker.safe_say = logs.say
         metrics.serve(service)
+        _give_memory_back()
     except ValidationError as error:
         said = complaint(error)
     except (SecretUnreadable, metrics.PortTaken) as error:
@@ -50,6 +59,17 @@ def _begin(sender: Any, **_: object) -> None:
         return
     log.error("the worker does not start: %s", said)
     raise SystemExit(code)
+
+
+def _give_memory_back() -> None:
+    """Fix the size from which on memory is mapped apart, in the pool's processes too.
+
+    Else glibc raises it to that of the first picture that is freed; later ones come from heaps, in
+    which they leave holes: 60 MB more in a process after a few tasks at 4K.
+    """
+    # Other C libraries have no such size.
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 def _check_database() -> None:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 
 import av.error
 from av.video.frame import VideoFrame
@@ -105,14 +106,14 @@ class _Reader:
             aspect = source.sample_aspect_ratio
             self._renderer = Renderer(self.size, self.fit, pixel_aspect=aspect)
             if self.range.buckets and not self.range.pts:
-                yield from self._counted(Decoder(source, beat))
+                yield from self._counted(Decoder(source, beat, lambda frame: frame))
             else:
-                yield from _joined(self._timed(Decoder(source, beat), beat))
+                yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
             detail = "the header promises more than the file holds"
             yield Gap(self._end_us, self.range.end_us, GapKind.TRUNCATED, detail)
 
-    def _timed(self, decoder: Decoder, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
+    def _timed(self, source: Source, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         """The samples that the plan names by their timestamps."""
         wanted, splittable = self.range.pts, self.info.sequential_reason is None
         if not wanted:
@@ -120,13 +121,14 @@ class _Reader:
             return
         slots = self._grid.slots(self.range, self._end_us)
         found = _Found(self.range, self._grid, self._render)
+        decoder = Decoder(source, beat, found.take)
         latest = wanted[0]
-        for frame in decoder.wanted(wanted, self.range.seek_pts, splittable=splittable):
-            if frame is None:
+        for taken in decoder.wanted(wanted, self.range.seek_pts, splittable=splittable):
+            if taken is None:
                 lost = [i for i in found.missing(decoder.latest_fed) if wanted[i] in decoder.fed]
             else:
-                found.add(frame)
-                latest = max(latest, frame.pts or latest)
+                found.add(taken)
+                latest = max(latest, taken.pts or latest)
                 waited = len(found.samples) > _SETTLED_BEHIND
                 lost = found.missing(latest - 1) if waited else []
             if lost and splittable:
@@ -148,40 +150,41 @@ class _Reader:
     def _retry(self, lost: Sequence[int], found: _Found, beat: Callable[[], None]) -> None:
         """Decode once more what did not come: from further back, and every picture."""
         with _opened(self.path, self.info) as source:
-            for frame in Decoder(source, beat).again(lost[0]):
-                found.add(frame, out_of_order=True)
-                if frame.pts is not None and frame.pts > lost[-1]:
+            take = partial(found.take, out_of_order=True)
+            for taken in Decoder(source, beat, take).again(lost[0]):
+                found.add(taken, out_of_order=True)
+                if taken.pts is not None and taken.pts > lost[-1]:
                     return
 
-    def _render(self, frame: VideoFrame) -> _Rendered | None:
+    def _render(self, frame: VideoFrame) -> Picture | None:
         try:
-            return _Rendered(frame.pts, self._renderer.picture(frame))
+            return self._renderer.picture(frame)
         except (av.error.FFmpegError, ValueError):
             return None
 
     def _placed(
         self,
-        rendered: _Rendered | None,
+        taken: _Taken | None,
         position: int,
         slot: Slot,
         kind: GapKind,
     ) -> Iterator[DecodedSample | Gap]:
-        yield self._answering(rendered, position, slot, kind)
+        yield self._answering(taken, position, slot, kind)
         if slot.shown_us < slot.end_us:
             detail = "the stream holds no picture of this time"
             yield Gap(slot.shown_us, slot.end_us, GapKind.DAMAGED, detail)
 
     def _answering(
-        self, rendered: _Rendered | None, position: int, slot: Slot, kind: GapKind
+        self, taken: _Taken | None, position: int, slot: Slot, kind: GapKind
     ) -> DecodedSample | Gap:
         interval = slot.start_us, slot.shown_us
-        if rendered is None or rendered.pts is None:
+        if taken is None or taken.pts is None or taken.picture is None:
             return Gap(*interval, kind, _DETAILS[kind])
-        t_us = scaled_one(rendered.pts - self.info.first_pts, self.info.time_base * 1_000_000)
+        t_us = scaled_one(taken.pts - self.info.first_pts, self.info.time_base * 1_000_000)
         bucket = self.range.buckets[position]
-        return DecodedSample(bucket, rendered.pts, t_us, *interval, rendered.picture)
+        return DecodedSample(bucket, taken.pts, t_us, *interval, taken.picture)
 
-    def _counted(self, decoder: Decoder) -> Iterator[DecodedSample | Gap]:
+    def _counted(self, decoder: Decoder[VideoFrame]) -> Iterator[DecodedSample | Gap]:
         """The samples of a video without timestamps: frames are numbered as they come."""
         frame_us = 1_000_000 * self.info.time_base
         is_last = self.range.end_us >= self.info.duration_us
@@ -195,14 +198,14 @@ class _Reader:
             if bucket >= self.range.bucket_end and not is_last:
                 break
             t_us = scaled_one(number - 1, frame_us)
-            rendered = self._render(frame) if t_us < self._end_us else None
-            if rendered is None:
+            picture = self._render(frame) if t_us < self._end_us else None
+            if picture is None:
                 continue
             if waiting:
                 yield replace(waiting, end_us=start_us)
             else:
                 start_us = self.range.start_us
-            waiting = DecodedSample(bucket, None, t_us, start_us, start_us, rendered.picture)
+            waiting = DecodedSample(bucket, None, t_us, start_us, start_us, picture)
         # Containers count packets that hold no picture, so only damage makes a shortfall a loss.
         end_us = self._end_us
         if decoder.damaged:
@@ -226,9 +229,12 @@ class _Reader:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Rendered:
+class _Taken:
+    """What is kept of a frame."""
+
     pts: int | None
-    picture: Picture
+    picture: Picture | None
+    """None where it was not asked for, or cannot be made."""
 
 
 class _Found:
@@ -238,9 +244,9 @@ class _Found:
         self,
         frame_range: FrameRange,
         grid: Grid,
-        render: Callable[[VideoFrame], _Rendered | None],
+        render: Callable[[VideoFrame], Picture | None],
     ) -> None:
-        self.samples: dict[int, _Rendered | None] = {}
+        self.samples: dict[int, _Taken | None] = {}
         """What came and was not handed out yet; None stands for a sample that is lost."""
         self._wanted = frame_range.pts
         self._position = {pts: i for i, pts in enumerate(frame_range.pts)}
@@ -248,33 +254,42 @@ class _Found:
         self._grid = grid
         self._render = render
         self._next = 0
-        self._stand_ins: dict[int, _Rendered] = {}
+        self._stand_ins: dict[int, _Taken | None] = {}
 
-    def add(self, frame: VideoFrame, *, out_of_order: bool = False) -> None:
-        """Take a frame if it is wanted, or if it may stand in for one of its bucket that should
+    def take(self, frame: VideoFrame, *, out_of_order: bool = False) -> _Taken:
+        """What `add` may need of a frame."""
+        asked = self._role(frame.pts, out_of_order) is not None
+        return _Taken(frame.pts, self._render(frame) if asked else None)
+
+    def add(self, taken: _Taken, *, out_of_order: bool = False) -> None:
+        """Use a frame if it is wanted, or if it may stand in for one of its bucket that should
         have come before it (`out_of_order`: before or after it)."""
-        pts = frame.pts
+        role = self._role(taken.pts, out_of_order)
+        if role is not None and taken.picture is not None:
+            places, position = role
+            places[position] = taken
+
+    def _role(
+        self, pts: int | None, out_of_order: bool
+    ) -> tuple[dict[int, _Taken | None], int] | None:
         if pts is None:
-            return
+            return None
         position = self._position.get(pts)
         if position is not None:
-            if position >= self._next and self.samples.get(position) is None:
-                rendered = self._render(frame)
-                if rendered is not None:
-                    self.samples[position] = rendered
-        elif self._grid.rate is not None and pts >= self._grid.first_pts:
-            # Ordinal buckets hold one frame, for which no other can stand in.
-            position = self._of_bucket.get(self._grid.bucket(pts))
-            if (
-                position is not None
-                and position >= self._next
-                and position not in self.samples
-                and position not in self._stand_ins
-                and (out_of_order or pts > self._wanted[position])
-            ):
-                rendered = self._render(frame)
-                if rendered is not None:
-                    self._stand_ins[position] = rendered
+            settled = position < self._next or self.samples.get(position) is not None
+            return None if settled else (self.samples, position)
+        if self._grid.rate is None or pts < self._grid.first_pts:
+            return None  # Ordinal buckets hold one frame, for which no other can stand in.
+        position = self._of_bucket.get(self._grid.bucket(pts))
+        if (
+            position is None
+            or position < self._next
+            or position in self.samples
+            or position in self._stand_ins
+            or not (out_of_order or pts > self._wanted[position])
+        ):
+            return None
+        return self._stand_ins, position
 
     def missing(self, until_pts: int) -> list[int]:
         """Positions up to a timestamp that neither came nor were given up."""
@@ -287,7 +302,7 @@ class _Found:
             if self.samples.get(i) is None:
                 self.samples[i] = self._stand_ins.pop(i, None)
 
-    def ready(self) -> Iterator[tuple[int, _Rendered | None]]:
+    def ready(self) -> Iterator[tuple[int, _Taken | None]]:
         """Hand out, in order, what is settled up to the first that is not."""
         while self._next in self.samples:
             self._stand_ins.pop(self._next, None)

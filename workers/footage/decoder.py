@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import Enum, auto
 from fractions import Fraction
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import av.error
 from av.packet import Packet
@@ -38,7 +38,10 @@ _REMEMBERED = 64
 """Damages and keyframes that are remembered; no decoder holds back so many frames."""
 _BETWEEN = 1
 """Bidirectional frames that wait for the frame after them, of which they may be made. Between two
-references sampling decodes one at most, and each that waits costs a picture's memory."""
+references sampling decodes one at most."""
+
+_Taken = TypeVar("_Taken")
+"""What is kept of a frame."""
 
 
 class _Ending(Enum):
@@ -131,10 +134,13 @@ class _Damage:
         return pts is not None and any(begin <= pts < end for begin, end in self._spoiled)
 
 
-class Decoder:
-    """Decodes parts of one open source. `beat` is called for every packet."""
+class Decoder(Generic[_Taken]):
+    """Decodes parts of one open source, and gives what `take` makes of the frames: one that waited
+    itself would cost a picture's memory. `beat` is called for every packet."""
 
-    def __init__(self, source: Source, beat: Callable[[], None]) -> None:
+    def __init__(
+        self, source: Source, beat: Callable[[], None], take: Callable[[VideoFrame], _Taken]
+    ) -> None:
         self.damaged = 0
         """Packets that did not decode, and frames marked as corrupt."""
         self.fed: set[int] = set()
@@ -143,17 +149,18 @@ class Decoder:
         """The highest of them."""
         self._source = source
         self._beat = beat
+        self._take = take
         self._unwrapper: Unwrapper | None = None
         self._busy = False
         self._damage = _Damage(self._ticks(_HEALED_S))
-        self._between: deque[VideoFrame] = deque()
+        self._between: deque[_Taken] = deque()
         searched = source.container in _SEARCHED
         self._least_back = _BACK_SEARCHED if searched else 0
         self._jump = self._ticks(_JUMP_SEARCHED_S if searched else _JUMP_S)
 
     def wanted(
         self, wanted: Sequence[int], seek_pts: int | None, *, splittable: bool
-    ) -> Iterator[VideoFrame | None]:
+    ) -> Iterator[_Taken | None]:
         """Frames in the decoder's order, all wanted ones that decode among them; `wanted` ascends.
         Frames that damage reaches count as not decoded.
 
@@ -180,7 +187,7 @@ class Decoder:
 
     def _run(
         self, agenda: _Agenda, whole: bool, splittable: bool
-    ) -> Generator[VideoFrame | None, None, _Ending]:
+    ) -> Generator[_Taken | None, None, _Ending]:
         """Read on from here. `whole`: from the file's first packet, which needs no keyframe."""
         anchored, last_key = whole, None
         held = _Held()
@@ -216,16 +223,16 @@ class Decoder:
                     return _Ending.FAR
         return _Ending.DONE if anchored else _Ending.LATE
 
-    def everything(self) -> Iterator[VideoFrame]:
+    def everything(self) -> Iterator[_Taken]:
         """All frames from the first packet on, in the order of presentation: damaged ones too,
         for they are numbered."""
         for packet in self._packets():
             yield from self._decoded(packet, whole_only=False)
-        for frame in self._drained(whole_only=False):
-            if frame is not None:
-                yield frame
+        for taken in self._drained(whole_only=False):
+            if taken is not None:
+                yield taken
 
-    def again(self, pts: int) -> Iterator[VideoFrame]:
+    def again(self, pts: int) -> Iterator[_Taken]:
         """All frames from a keyframe well before a timestamp on, with nothing held or skipped."""
         whole, back = not self._primed_seek(pts, _BACK_RETRY), _BACK_RETRY
         while True:
@@ -241,9 +248,9 @@ class Decoder:
                 break
             back += 1
             whole = not self._seek(pts, back)
-        for frame in self._drained():
-            if frame is not None:
-                yield frame
+        for taken in self._drained():
+            if taken is not None:
+                yield taken
 
     def _ticks(self, seconds: int) -> int:
         return int(seconds / (self._source.stream.time_base or 1))
@@ -276,7 +283,7 @@ class Decoder:
 
     def _decoded(
         self, packet: Packet[Stream], *, only_references: bool = False, whole_only: bool = True
-    ) -> Iterator[VideoFrame]:
+    ) -> Iterator[_Taken]:
         context = self._source.stream.codec_context
         skip: Literal["DEFAULT", "NONREF"] = (
             "NONREF" if only_references and self._busy else "DEFAULT"
@@ -293,7 +300,7 @@ class Decoder:
         else:
             yield from self._judged(frames, whole_only)
 
-    def _drained(self, *, whole_only: bool = True) -> Iterator[VideoFrame | None]:
+    def _drained(self, *, whole_only: bool = True) -> Iterator[_Taken | None]:
         if not self._busy:
             return
         context = self._source.stream.codec_context
@@ -308,21 +315,21 @@ class Decoder:
         self._damage.forget()
         yield None
 
-    def _judged(self, frames: list[VideoFrame], whole_only: bool) -> Iterator[VideoFrame]:
+    def _judged(self, frames: list[VideoFrame], whole_only: bool) -> Iterator[_Taken]:
         for frame in frames:
             if frame.is_corrupt:
                 self.damaged += 1
                 self._damage.add(frame.pts)
             if not whole_only:
-                yield frame
+                yield self._take(frame)
             elif self._damage.reaches(frame.pts):
                 # What was shown before it may be made of it all the same.
                 self._between.clear()
             elif frame.pict_type == PictureType.B:
-                self._between.append(frame)
-                if len(self._between) > _BETWEEN:
+                if len(self._between) == _BETWEEN:
                     yield self._between.popleft()
+                self._between.append(self._take(frame))
             else:
                 yield from self._between
                 self._between.clear()
-                yield frame
+                yield self._take(frame)

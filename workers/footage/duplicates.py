@@ -11,7 +11,6 @@ import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +28,9 @@ Thumbnail = NDArray[np.int16]
 
 def thumbnail(picture: Picture) -> Thumbnail:
     """The picture as the comparison sees it; any size and shape."""
+    # Sixteen megabytes of a worker's memory, for those jobs alone that skip duplicates.
+    import cv2  # noqa: PLC0415
+
     small = cv2.resize(picture, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.int16)
 

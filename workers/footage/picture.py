@@ -10,11 +10,11 @@ import io
 import struct
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from fractions import Fraction
 from typing import cast
 
 import av.error
-import cv2
 import numpy as np
 from av.buffer import Buffer
 from av.filter import Graph
@@ -52,6 +52,8 @@ _COLORSPACES = {
 """ITU-T H.273 table 4 to the scaler's names."""
 _MATRIX = struct.Struct("=ii4xii16x")
 """The four numbers of a display matrix that turn: x' = a x + c y, y' = b x + d y."""
+_GLANCE = 16
+"""Pixels of the sides of a picture that is made for its side data."""
 _PQ, _HLG = 16, 18
 """ITU-T H.273 table 3: the transfer characteristics of high dynamic range."""
 
@@ -65,6 +67,10 @@ def upright_size(width: int, height: int, pixel_aspect: Fraction, rotation: int)
 def orientation(frame: VideoFrame) -> tuple[int, bool]:
     """How the coded picture is turned upright: degrees clockwise (0, 90, 180 or 270), and whether
     it is then mirrored left to right. By the display matrix, as the nearest of those eight."""
+    # Side data that were looked at make a frame part of a reference cycle, which keeps its
+    # megabytes until the garbage collector comes by; a small copy has the same side data.
+    with suppress(av.error.FFmpegError):
+        frame = frame.reformat(_GLANCE, _GLANCE, "gray", threads=1)
     side_data = cast(Mapping[Type, Buffer], frame.side_data)
     if Type.DISPLAYMATRIX not in side_data:
         return 0, False
@@ -93,8 +99,7 @@ class Renderer:
         self._upright = (0, False)
 
     def _orientation(self, frame: VideoFrame) -> tuple[int, bool]:
-        # Side data make a frame a part of a reference cycle, which keeps its megabytes until the
-        # garbage collector comes by; so they are looked at only where the turn has changed.
+        # Looking costs a pass over the whole picture.
         if frame.rotation != self._turn:
             self._turn, self._upright = frame.rotation, orientation(frame)
         return self._upright
@@ -272,11 +277,9 @@ def _hlg_nits(signal: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def encode_jpeg(picture: Picture) -> bytes:
     """The picture as JPEG of quality 90."""
-    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-    done, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    if not done:
-        raise ValueError("the picture cannot be encoded")
-    return bytes(data.tobytes())
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=JPEG_QUALITY)
+    return file.getvalue()
 
 
 def load_picture(data: bytes, size: int, fit: Fit) -> Picture:

@@ -1,0 +1,141 @@
+"""Memory: what reading a video takes is what its decoder takes, and it is given back."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from av.video.frame import VideoFrame
+from footage_files import HEIGHT, WIDTH, encode, frames, scenery, x264
+
+from storage.records import Fit, Sampling, SamplingMode
+from workers.footage.decode import read_range
+from workers.footage.plan import plan
+from workers.footage.probe import probe
+
+EVERY_FRAME = Sampling(SamplingMode.EVERY_FRAME, None)
+
+
+@pytest.fixture
+def no_garbage_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), EVERY_FRAME], ids=str)
+@pytest.mark.usefixtures("no_garbage_collector")
+def test_no_frame_waits_for_the_garbage_collector(sampling: Sampling, tmp_path: Path) -> None:
+    """A file that is probed and read to its end leaves no frame behind, turned or not."""
+    for clockwise in (0, 90):
+        path = os.fspath(
+            encode(
+                tmp_path / f"{clockwise}.mp4",
+                frames(60),
+                options=x264(),
+                configure=lambda stream, turn=-clockwise: stream.set_display_rotation(turn),
+            )
+        )
+        info, index = probe(path)
+        assert info.rotation == clockwise
+        for task in plan(info, index, sampling, 1_000_000):
+            assert list(read_range(path, info, task, sampling, size=48, fit=Fit.CROP))
+    left = [found for found in gc.get_objects() if isinstance(found, VideoFrame)]
+    assert not [frame for frame in left if (frame.width, frame.height) == (WIDTH, HEIGHT)]
+
+
+GROWTH = """
+import sys
+from pathlib import Path
+
+import av
+
+from storage.records import Fit, Sampling
+from workers.footage.decode import read_range
+from workers.footage.plan import plan
+from workers.footage.probe import probe
+
+def mb(name):
+    return int(Path("/proc/self/status").read_text().partition(name)[2].split()[0]) / 1024
+
+def bare():
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        for packet in container.demux(stream):
+            stream.codec_context.decode(packet)
+
+def ours():
+    for _ in read_range(path, info, task, sampling, size=224, fit=Fit.CROP):
+        pass
+
+path, sampling = sys.argv[1], Sampling.parse(sys.argv[2])
+info, index = probe(path)
+(task,) = plan(info, index, sampling)
+for read in (bare, ours):
+    read()  # and what is loaded and touched but once
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = mb("VmRSS:")
+    read()
+    print(mb("VmHWM:") - before)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second and a half of 4K, whose decoded pictures take 12 MB each."""
+    shown = [scenery(number, 3840, 2160) for number in range(2)]
+    path = tmp_path_factory.mktemp("large") / "large.mp4"
+    options = x264(gop=15) | {"preset": "ultrafast"}
+    return encode(path, [shown[number % 2] for number in range(45)], options=options)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("sampling", ["prefer-keyframe@1", "first@5", "every-frame"])
+def test_reading_takes_no_picture_more_than_decoding(large: Path, sampling: str) -> None:
+    """At its peak a range of 4K holds what the decoder needs for itself, and not one frame more."""
+    # As in a worker, or the second to read finds memory that the first has not given back.
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    command = [sys.executable, "-c", GROWTH, os.fspath(large), sampling]
+    said = subprocess.check_output(command, text=True, env=settings)
+    bare_mb, ours_mb = (float(line) for line in said.splitlines())
+    assert bare_mb > 30
+    assert ours_mb < bare_mb + 9
+
+
+FREED = """
+import ctypes, sys
+
+class Info(ctypes.Structure):
+    _fields_ = [(f"field{n}", ctypes.c_size_t) for n in range(10)]
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.mallinfo2.restype = Info
+
+if sys.argv[1:]:
+    from workers import startup
+    startup._give_memory_back()
+libc.free(libc.malloc(8 * 2**20))
+held = libc.malloc(8 * 2**20)
+print(libc.mallinfo2().field4 >= 8 * 2**20)  # bytes that are mapped apart
+"""
+
+
+def test_a_worker_gives_the_memory_of_pictures_back() -> None:
+    """What takes megabytes is mapped apart, also once some of it has been freed: by itself the C
+    library would keep it from then on."""
+    plain = subprocess.run(
+        [sys.executable, "-c", FREED], capture_output=True, text=True, check=False
+    )
+    if plain.returncode:
+        pytest.skip("needs glibc 2.33")
+    assert plain.stdout == "False\n"
+    settled = subprocess.check_output([sys.executable, "-c", FREED, "settled"], text=True)
+    assert settled == "True\n"
