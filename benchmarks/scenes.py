@@ -115,7 +115,7 @@ def viterbi(
     samples: SampleColumns, vectors: Vectors, names: list[str], *, cuts: bool, stickiness_us: int
 ) -> list[Event]:
     """As a job finds them."""
-    changes = picture_changes(vectors) if cuts else None
+    changes = picture_changes([vectors]) if cuts else None
     found = labelled_scenes(samples, [], names, changes=changes, stickiness_us=stickiness_us)
     return [(label, scene.start_us, scene.end_us) for label, scene in found]
 

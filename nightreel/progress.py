@@ -133,9 +133,8 @@ class ProgressDisplay:
 def bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on a terminal, nothing elsewhere. What it gives is told how much is done, of
     how much; the bar is there from the first time on."""
-    progress = Progress(
-        console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    )
+    shown = sys.stderr is not None and sys.stderr.isatty()
+    progress = Progress(console=Console(stderr=True), transient=True, disable=not shown)
     task = progress.add_task(description)
 
     def show(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Engine, select
 
-from storage.columns import SampleColumns, columns_in
+from storage.columns import Curves, SampleColumns, columns_in
 from storage.database import reading
 from storage.dialect import among
 from storage.labels import labels_in
@@ -57,7 +57,7 @@ def flagged(
     )
 
 
-def flag_rows(samples: SampleColumns, labels: Sequence[Label]) -> list[dict[str, Any]]:
+def flag_rows(samples: SampleColumns | Curves, labels: Sequence[Label]) -> list[dict[str, Any]]:
     """The rows of `flags` for one video: one for each label that some sample raises."""
     return [
         {
@@ -72,7 +72,7 @@ def flag_rows(samples: SampleColumns, labels: Sequence[Label]) -> list[dict[str,
 
 
 def _raised(
-    samples: SampleColumns, labels: Sequence[Label]
+    samples: SampleColumns | Curves, labels: Sequence[Label]
 ) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
     """Each flagged label with the samples that raise it: by its threshold, or where it has none, by
     being the sample's best label."""
@@ -80,7 +80,7 @@ def _raised(
         if label.flag is None or not len(samples):
             continue
         if label.threshold is None:
-            raising = samples.label[:, 0] == position
+            raising = samples.best == position
         else:
             raising = samples.curve(position) >= label.threshold
         if raising.any():

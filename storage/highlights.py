@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sqlalchemy import Engine, select
 
-from storage.columns import Floats, SampleColumns, columns_in
+from storage.columns import Floats, SampleColumns, columns_in, without_rows
 from storage.database import reading
 from storage.dialect import among
 from storage.occurrences import NoSuchLabel, label_named
@@ -71,7 +71,8 @@ def highlights(
             predictions.c.job_id == job_id, predictions.c.label == position
         )
         videos = select(job_videos.c.video_id, job_videos.c.duration_us).where(
-            job_videos.c.job_id == job_id, job_videos.c.video_id.in_(asked)
+            job_videos.c.job_id == job_id,
+            job_videos.c.video_id.in_(asked) | without_rows(job_id, job_videos.c.video_id),
         )
         if video_ids is not None:
             videos = videos.where(among(connection, job_videos.c.video_id, video_ids))

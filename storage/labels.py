@@ -56,12 +56,18 @@ def _label(row: Row[*tuple[Any, ...]], examples: Sequence[bytes]) -> Label:
 def label_vectors(engine: Engine, label_set_id: int, model: str) -> npt.NDArray[np.float32] | None:
     """The label set's vectors as this model gives them, labels x dimension; None if not stored."""
     with reading(engine) as connection:
-        row = connection.execute(
-            select(label_vector_rows.c.dimension, label_vector_rows.c.vectors).where(
-                label_vector_rows.c.label_set_id == label_set_id,
-                label_vector_rows.c.model == model,
-            )
-        ).first()
+        return label_vectors_in(connection, label_set_id, model)
+
+
+def label_vectors_in(
+    connection: Connection, label_set_id: int, model: str
+) -> npt.NDArray[np.float32] | None:
+    """The same within a transaction."""
+    row = connection.execute(
+        select(label_vector_rows.c.dimension, label_vector_rows.c.vectors).where(
+            label_vector_rows.c.label_set_id == label_set_id, label_vector_rows.c.model == model
+        )
+    ).first()
     if row is None:
         return None
     return np.frombuffer(row.vectors, dtype="<f4").reshape(-1, row.dimension)

@@ -10,42 +10,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, Connection, Engine, Select, delete, exists, select
+from sqlalchemy import Connection, Engine, Select, delete, func, select
 from sqlalchemy import insert as plain_insert
 
 from storage import ledger, vectors
 from storage.bulk import insert_columns
+from storage.columns import SampleColumns, with_rows, without_rows
+from storage.crew import crew
 from storage.database import reading, writing
 from storage.dialect import Now, among, upsert
 from storage.labels import label_set, label_vectors
 from storage.ledger import Job, JobState
-from storage.ledger.job import lock_job
+from storage.ledger.job import finish_planning_in, lock_job
 from storage.records import Gap, GapKind, JobSpec, LabelSet, VideoState
-from storage.relabelled import Answered, OldRow, Scored, answered, scored
-from storage.schema import flags, gaps, job_videos, predictions, samples, scenes, tasks
+from storage.relabelled import Answered, Question, Ranked, answers_of, paired
+from storage.schema import (
+    flags,
+    gaps,
+    job_videos,
+    jobs,
+    predictions,
+    samples,
+    scenes,
+    tasks,
+    videos,
+)
 from storage.vectors import VideoVectors
 
 _SAMPLES_AT_ONCE = 20_000
 """Samples whose rows one transaction writes, of a video without any one; other writers wait no
 longer than for these."""
 
-_ANSWERED_AT_ONCE = 60_000
-"""Samples of the videos whose scenes are found together; more fill memory and gain little."""
+_SHARES_AT_ONCE = 1_200_000
+"""Samples times labels of the videos whose scenes are found together; more fill memory and gain
+little."""
 
-_AT_ONCE = min(4, os.cpu_count() or 1)
-"""Videos that are scored at once; each is some megabytes."""
+_WORTH_A_CREW = 100_000
+"""Samples for which processes are begun; fewer are answered for in less than half a second."""
 
+Video = TypeVar("Video")
 Batch = TypeVar("Batch")
 
 
@@ -60,7 +73,7 @@ def check(engine: Engine, job: Job) -> None:
     """
     if job.state is not JobState.CLOSED:
         raise CannotRelabel(
-            f"job {job.id} is not done: finish it first with the `nightreel run` that began it"
+            f"job {job.id} is not done: first finish it with the command that began it"
         )
     with reading(engine) as connection:
         if not any(_stored(connection, job)):
@@ -99,32 +112,49 @@ def relabel(
     be written; `progress` with the number of those written, after each transaction. Videos that
     stand in `target` already and have not changed in `source` are left as they are, so an
     interrupted call may be repeated. Time without a stored vector becomes a gap that says so.
+    Raises CannotRelabel where the new job is purged meanwhile.
     """
     named = label_set(engine, target.label_set_id).labels
     matrix = label_vectors(engine, target.label_set_id, target.model)
     if matrix is None:
         raise ValueError(f"the vectors of label set {target.label_set_id} are not stored")
-    # One moment for both passes: what is embedded meanwhile belongs to neither.
-    with reading(engine) as connection:
+    sizes = _sizes(engine, source.id)
+    with (
+        crew(engine, alone=sum(sizes.values()) < _WORTH_A_CREW) as workers,
+        # One moment for all that is read here.
+        reading(engine) as connection,
+    ):
         waiting = connection.execute(_waiting(source.id, target.id)).all()
         old_gaps = _gaps_of(connection, source.id)
-
-        def read(*, with_changes: bool) -> Generator[Scored]:
-            score = partial(scored, matrix=matrix, top_n=target.top_n, with_changes=with_changes)
-            with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
-                yield from _side_by_side(score, _paired(waiting, stored))
-
-        with closing(read(with_changes=True)) as videos:
-            batches = _batches(videos, _ANSWERED_AT_ONCE)
-            found = (answered(batch, old_gaps, named) for batch in batches)
-            write_answers = partial(_write_answers, engine, source.id, target.id)
-            answers(sum(_one_behind(write_answers, found)))
-        with closing(read(with_changes=False)) as videos:
+        of_job = source.id, str(source.sampling), str(source.fit), source.model
+        # Pictures of examples have become vectors.
+        bare = [replace(label, examples=()) for label in named]
+        ask = partial(answers_of, question=Question(of_job, bare, matrix, target.top_n))
+        at_once = max(_SHARES_AT_ONCE // len(named), 1)
+        parts = [
+            (rows, {row.video_id: old_gaps.get(row.video_id, []) for row in rows})
+            for rows in _batches(waiting, lambda row: sizes.get(row.video_id, 0), at_once)
+        ]
+        write_answers = partial(_write_answers, engine, target.id)
+        answers(sum(_one_behind(write_answers, workers.map(ask, connection, parts))))
+        with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
+            found = (
+                Ranked(old, SampleColumns.scored(one.times, one.vectors, matrix, target.top_n))
+                for old, one in paired(waiting, stored)
+                if one is not None
+            )
             write_rows = partial(_write_rows, engine, target.id)
-            for count in _one_behind(write_rows, _batches(videos, _SAMPLES_AT_ONCE)):
+            for count in _one_behind(write_rows, _batches(found, len, _SAMPLES_AT_ONCE)):
                 progress(count)
-    ledger.finish_planning(engine, target.id)
-    ledger.close_finished(engine, target.id)
+    _finish(engine, target.id)
+
+
+def _sizes(engine: Engine, job_id: int) -> dict[int, int]:
+    """How many samples the job has of each video."""
+    counts = select(tasks.c.video_id, func.sum(tasks.c.samples).label("samples"))
+    of_job = counts.where(tasks.c.job_id == job_id).group_by(tasks.c.video_id)
+    with reading(engine) as connection:
+        return {row.video_id: int(row.samples) for row in connection.execute(of_job)}
 
 
 def _waiting(source: int, target: int) -> Select[*tuple[Any, ...]]:
@@ -139,22 +169,22 @@ def _waiting(source: int, target: int) -> Select[*tuple[Any, ...]]:
             job_videos.c.state != VideoState.RUNNING,
             there.c.closed_ms.is_(None)
             | (there.c.closed_ms < job_videos.c.closed_ms)
-            | _without_rows(target, job_videos.c.video_id),
+            | without_rows(target, job_videos.c.video_id),
         )
         .order_by(job_videos.c.video_id)
     )
 
 
-def _without_rows(job_id: int, video_id: ColumnElement[int]) -> ColumnElement[bool]:
-    """Whether a relabelling has answered for the video and not written its samples."""
-    task = exists().where(
-        tasks.c.job_id == job_id, tasks.c.video_id == video_id, tasks.c.samples > 0
-    )
-    return task & ~_has_rows(job_id, video_id)
-
-
-def _has_rows(job_id: int, video_id: ColumnElement[int]) -> ColumnElement[bool]:
-    return exists().where(samples.c.job_id == job_id, samples.c.video_id == video_id)
+def _finish(engine: Engine, job_id: int) -> None:
+    """Let the job close, unless another relabelling of it is still to write rows."""
+    with writing(engine) as connection:
+        lock_job(connection, job_id)
+        unwritten = select(job_videos.c.video_id).where(
+            job_videos.c.job_id == job_id, without_rows(job_id, job_videos.c.video_id)
+        )
+        if connection.execute(unwritten.limit(1)).first() is None:
+            finish_planning_in(connection, job_id)
+    ledger.close_finished(engine, job_id)
 
 
 def _stored(connection: Connection, job: Job) -> Iterator[VideoVectors]:
@@ -173,38 +203,14 @@ def _gaps_of(connection: Connection, job_id: int) -> dict[int, list[Gap]]:
     }
 
 
-def _paired(
-    rows: Sequence[OldRow], stored: Iterator[VideoVectors]
-) -> Iterator[tuple[OldRow, VideoVectors | None]]:
-    """Each video with its vectors, if there are any; both come by number of video."""
-    ahead = next(stored, None)
-    for row in rows:
-        while ahead is not None and ahead.video_id < row.video_id:
-            ahead = next(stored, None)
-        yield row, ahead if ahead is not None and ahead.video_id == row.video_id else None
-
-
-def _side_by_side(
-    score: Callable[[OldRow, VideoVectors | None], Scored],
-    videos: Iterable[tuple[OldRow, VideoVectors | None]],
-) -> Iterator[Scored]:
-    """What `score` gives of each video, in their order, of some of them at the same time."""
-    with ThreadPoolExecutor(_AT_ONCE, "scores") as threads:
-        coming: deque[Future[Scored]] = deque()
-        for video in videos:
-            coming.append(threads.submit(score, *video))
-            if len(coming) > _AT_ONCE:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-
-
-def _batches(videos: Iterable[Scored], samples_at_once: int) -> Iterator[list[Scored]]:
-    """The videos, several together until they have so many samples."""
+def _batches(
+    videos: Iterable[Video], samples_of: Callable[[Video], int], samples_at_once: int
+) -> Iterator[list[Video]]:
+    """The videos, several together until they have so many samples, of a video without any one."""
     batch, size = [], 0
     for video in videos:
         batch.append(video)
-        size += max(len(video.samples), 1)
+        size += max(samples_of(video), 1)
         if size >= samples_at_once:
             yield batch
             batch, size = [], 0
@@ -225,22 +231,41 @@ def _one_behind(write: Callable[[Batch], int], batches: Iterable[Batch]) -> Iter
             yield before.result()
 
 
-def _write_answers(engine: Engine, source: int, target: int, batch: Sequence[Answered]) -> int:
+def _write_answers(engine: Engine, job_id: int, batch: Sequence[Answered]) -> int:
     """Write what stands of videos in one transaction, but for the rows of their samples; return
     the number of those."""
-    with writing(engine) as connection:
-        # Who relabels the same job in the same way at once waits, and then leaves these alone.
-        lock_job(connection, target)
-        ids = [video.row["video_id"] for video in batch]
-        still = _waiting(source, target).where(among(connection, job_videos.c.video_id, ids))
-        waiting = {row.video_id for row in connection.execute(still)}
-        _clear(connection, target, waiting)
-        mine = [video for video in batch if video.row["video_id"] in waiting]
-        now_ms = connection.execute(select(Now())).scalar_one()
-        rows = [{"job_id": target, "closed_ms": now_ms, **video.row} for video in mine]
-        upsert(connection, job_videos, rows)
-        _write_found(connection, target, now_ms, [video for video in mine if video.task])
+    by_id = {video.row["video_id"]: video for video in batch}
+    with _writing(engine, job_id, by_id) as (connection, there):
+        # Who relabels the same job at once may have answered, and from a later state of the old.
+        known = select(
+            job_videos.c.video_id,
+            job_videos.c.closed_ms,
+            without_rows(job_id, job_videos.c.video_id).label("lacking"),
+        ).where(job_videos.c.job_id == job_id, among(connection, job_videos.c.video_id, there))
+        for row in connection.execute(known):
+            asked_ms = by_id[row.video_id].row["closed_ms"]
+            if asked_ms < row.closed_ms or (asked_ms == row.closed_ms and not row.lacking):
+                there.remove(row.video_id)
+        _clear(connection, job_id, there)
+        mine = [by_id[video_id] for video_id in sorted(there)]
+        upsert(connection, job_videos, [{"job_id": job_id, **video.row} for video in mine])
+        _write_found(connection, job_id, [video for video in mine if video.task])
     return sum(video.samples for video in batch)
+
+
+@contextmanager
+def _writing(
+    engine: Engine, job_id: int, video_ids: Iterable[int]
+) -> Iterator[tuple[Connection, set[int]]]:
+    """A transaction in which nobody else writes to the job, and those of the videos that still are
+    there, which nobody purges before it ends. Raises CannotRelabel where the job is gone."""
+    with writing(engine) as connection:
+        lock_job(connection, job_id)
+        if connection.scalar(select(jobs.c.id).where(jobs.c.id == job_id)) is None:
+            raise CannotRelabel(f"job {job_id} was purged while it was filled: repeat the command")
+        those = select(videos.c.id).where(among(connection, videos.c.id, video_ids))
+        kept = those.order_by(videos.c.id).with_for_update(read=True, key_share=True)
+        yield connection, set(connection.scalars(kept))
 
 
 def _clear(connection: Connection, job_id: int, video_ids: Iterable[int]) -> None:
@@ -249,10 +274,10 @@ def _clear(connection: Connection, job_id: int, video_ids: Iterable[int]) -> Non
         job_videos.c.job_id == job_id, among(connection, job_videos.c.video_id, video_ids)
     )
     there = connection.scalars(of_these).all()
-    with_rows = connection.scalars(of_these.where(_has_rows(job_id, job_videos.c.video_id))).all()
+    filled = connection.scalars(of_these.where(with_rows(job_id, job_videos.c.video_id))).all()
     for table in (gaps, scenes, flags, tasks, samples, predictions):
         # Not without need: PostgreSQL may read a table of millions of rows to find none.
-        if ids := with_rows if table in (samples, predictions) else there:
+        if ids := filled if table in (samples, predictions) else there:
             connection.execute(
                 delete(table).where(
                     table.c.job_id == job_id, among(connection, table.c.video_id, ids)
@@ -260,19 +285,21 @@ def _clear(connection: Connection, job_id: int, video_ids: Iterable[int]) -> Non
             )
 
 
-def _write_found(
-    connection: Connection, job_id: int, now_ms: int, videos: Sequence[Answered]
-) -> None:
+def _write_found(connection: Connection, job_id: int, found: Sequence[Answered]) -> None:
     """What was found in videos that can be read: a statement or two for each table, so that many
     small videos are no slower than a few large ones."""
-    if not videos:
+    if not found:
         return
-    keyed = [({"job_id": job_id, "video_id": one.row["video_id"]}, one) for one in videos]
-    made = connection.execute(
-        plain_insert(tasks).returning(tasks.c.video_id, tasks.c.id),
-        [key | {"done_ms": now_ms} | one.task for key, one in keyed if one.task is not None],
+    keyed = [({"job_id": job_id, "video_id": one.row["video_id"]}, one) for one in found]
+    now_ms = connection.execute(select(Now())).scalar_one()
+    connection.execute(
+        plain_insert(tasks), [key | {"done_ms": now_ms} | (one.task or {}) for key, one in keyed]
     )
-    task_of = {row.video_id: row.id for row in made}
+    with_gaps = [key["video_id"] for key, one in keyed if one.gaps]
+    numbers = select(tasks.c.video_id, tasks.c.id).where(
+        tasks.c.job_id == job_id, among(connection, tasks.c.video_id, with_gaps)
+    )
+    task_of = {row.video_id: row.id for row in connection.execute(numbers)}
     gap_rows = [
         {
             **key,
@@ -290,41 +317,45 @@ def _write_found(
         if rows:
             connection.execute(plain_insert(table), rows)
     video_ids = [key["video_id"] for key, _ in keyed]
-    found = [one.scenes.columns() for one in videos]
-    columns = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
-    video_id = np.repeat(video_ids, [len(one["label"]) for one in found])
+    shown = [one.scenes.columns() for one in found]
+    columns = {name: np.concatenate([one[name] for one in shown]) for name in shown[0]}
+    video_id = np.repeat(video_ids, [len(one["label"]) for one in shown])
     insert_columns(connection, scenes, {"job_id": job_id, "video_id": video_id, **columns})
 
 
-def _write_rows(engine: Engine, job_id: int, batch: Sequence[Scored]) -> int:
+def _write_rows(engine: Engine, job_id: int, batch: Sequence[Ranked]) -> int:
     """Write the samples and predictions of videos in one transaction; the number of samples."""
-    with writing(engine) as connection:
-        lock_job(connection, job_id)
-        ids = [video.old.video_id for video in batch]
-        answered_for = select(tasks.c.video_id, tasks.c.samples).where(
-            tasks.c.job_id == job_id,
-            among(connection, tasks.c.video_id, ids),
-            _without_rows(job_id, tasks.c.video_id),
+    with _writing(engine, job_id, [one.old.video_id for one in batch]) as (connection, there):
+        # Whoever relabels the same job at once may have written them, or answered otherwise.
+        task = tasks.alias()
+        lacking = (
+            select(job_videos.c.video_id, job_videos.c.closed_ms, task.c.samples)
+            .join(
+                task,
+                (task.c.job_id == job_videos.c.job_id) & (task.c.video_id == job_videos.c.video_id),
+            )
+            .where(
+                job_videos.c.job_id == job_id,
+                among(connection, job_videos.c.video_id, there),
+                without_rows(job_id, job_videos.c.video_id),
+            )
         )
-        lacking = {row.video_id: row.samples for row in connection.execute(answered_for)}
-        _write_samples(
-            connection,
-            job_id,
-            # Whoever relabels the same job at once may have written them, or found others.
-            [one for one in batch if lacking.get(one.old.video_id) == len(one.samples)],
-        )
-    return sum(len(video.samples) for video in batch)
+        answered_for = {tuple(row) for row in connection.execute(lacking)}
+        mine = [
+            one for one in batch if (one.old.video_id, one.old.closed_ms, len(one)) in answered_for
+        ]
+        if mine:
+            _insert_rows(connection, job_id, mine)
+    return sum(map(len, batch))
 
 
-def _write_samples(connection: Connection, job_id: int, videos: Sequence[Scored]) -> None:
+def _insert_rows(connection: Connection, job_id: int, of_videos: Sequence[Ranked]) -> None:
     """Samples and predictions of videos, each of which has some: as many predictions a sample."""
-    if not videos:
-        return
 
     def column(name: str) -> npt.NDArray[Any]:
-        return np.concatenate([getattr(one.samples, name) for one in videos])
+        return np.concatenate([getattr(one.samples, name) for one in of_videos])
 
-    video_id = np.repeat([one.old.video_id for one in videos], [len(one.samples) for one in videos])
+    video_id = np.repeat([one.old.video_id for one in of_videos], list(map(len, of_videos)))
     bucket = column("bucket")
     times = {name: column(name) for name in ("t_us", "start_us", "end_us")}
     insert_columns(

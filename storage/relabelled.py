@@ -1,21 +1,22 @@
-"""Videos under other labels: what their stored vectors say, with nothing read or written."""
+"""Videos under other labels: what their stored vectors say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Row
+from sqlalchemy import Connection, Row
 
-from storage.columns import Ints, SampleColumns
+from storage import vectors
+from storage.columns import Curves, Ints, SampleColumns
 from storage.flags import flag_rows
 from storage.ledger.closing import standing
 from storage.records import FrameRange, Gap, GapKind, Label, TaskState, VideoState
 from storage.scenes import SceneColumns, Shares, scenes_of_videos
-from storage.scoring import Single, best_labels, similarities, similarities_and_changes
-from storage.vectors import VideoVectors
+from storage.scoring import Single, kept_confidences, similarities_and_changes
+from storage.vectors import BUCKET, VideoVectors
 
 NOT_EMBEDDED = "no stored embedding: its API gave similarities only"
 
@@ -24,13 +25,26 @@ OldRow = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """A video with the best of the new labels of each sample."""
+class Judged:
+    """A video with what its answers are made of."""
+
+    old: OldRow
+    times: Ints
+    """Samples x (bucket, t_us, start_us, end_us)."""
+    curves: Curves
+    changes: Shares
+    """How much each sample's picture differs from the one before."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranked:
+    """A video with the samples whose rows are written."""
 
     old: OldRow
     samples: SampleColumns
-    changes: Shares | None
-    """How much each sample's picture differs from the one before."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,58 +63,70 @@ class Answered:
         return 0 if self.task is None else int(self.task["samples"])
 
 
-def scored(
-    old: OldRow,
-    stored: VideoVectors | None,
-    *,
-    matrix: Single,
-    top_n: int,
-    with_changes: bool,
-) -> Scored:
-    """The best `top_n` labels of each sample; `matrix` holds the vectors of all labels."""
-    if stored is None:
-        return Scored(old, _columns(np.empty((0, 4), np.int64), None, top_n), None)
-    if with_changes:
-        cosines, changes = similarities_and_changes(stored.vectors, matrix)
-        return Scored(old, _columns(stored.times, cosines, top_n), changes)
-    return Scored(old, _columns(stored.times, similarities(stored.vectors, matrix), top_n), None)
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """What is asked of a job's stored vectors."""
+
+    job: tuple[int, str, str, str]
+    """Number, sampling, fit and model."""
+    labels: Sequence[Label]
+    matrix: Single
+    """The labels' vectors, labels x dimension."""
+    top_n: int
 
 
-def _columns(times: Ints, scores: Single | None, top_n: int) -> SampleColumns:
-    bucket, t_us, start_us, end_us = times.T
-    if scores is None:
-        none = np.empty((0, 1))
-        return SampleColumns(bucket, t_us, start_us, end_us, none.astype(np.int64), none, none)
-    label, similarity, confidence = best_labels(scores, top_n)
-    return SampleColumns(
-        bucket,
-        t_us,
-        start_us,
-        end_us,
-        label.astype(np.int64),
-        similarity.astype(np.float64),
-        confidence.astype(np.float64),
-    )
+Part = tuple[Sequence[OldRow], dict[int, list[Gap]]]
+"""Videos by number, and their gaps by number of video."""
+
+
+def answers_of(connection: Connection, part: Part, question: Question) -> list[Answered]:
+    """The answers for some videos."""
+    rows, old_gaps = part
+    stored = vectors.of_job(connection, *question.job, [row.video_id for row in rows])
+    of_videos = [
+        judged(row, found, question.matrix, question.top_n) for row, found in paired(rows, stored)
+    ]
+    return answered(of_videos, old_gaps, question.labels)
+
+
+def paired(
+    rows: Sequence[OldRow], stored: Iterator[VideoVectors]
+) -> Iterator[tuple[OldRow, VideoVectors | None]]:
+    """Each video with its vectors, if there are any; both come by number of video."""
+    ahead = next(stored, None)
+    for row in rows:
+        while ahead is not None and ahead.video_id < row.video_id:
+            ahead = next(stored, None)
+        yield row, ahead if ahead is not None and ahead.video_id == row.video_id else None
+
+
+def judged(old: OldRow, stored: VideoVectors | None, matrix: Single, top_n: int) -> Judged:
+    """The confidences of the best `top_n` labels of each sample; `matrix` holds the vectors of all
+    labels."""
+    times = np.empty((0, 4), np.int64) if stored is None else stored.times
+    cosines, changes = similarities_and_changes([] if stored is None else stored.parts, matrix)
+    best, kept = kept_confidences(cosines, top_n)
+    _, t_us, start_us, end_us = times.T
+    return Judged(old, times, Curves(t_us, start_us, end_us, best, kept), changes)
 
 
 def answered(
-    videos: Sequence[Scored], old_gaps: dict[int, list[Gap]], named: Sequence[Label]
+    videos: Sequence[Judged], old_gaps: dict[int, list[Gap]], named: Sequence[Label]
 ) -> list[Answered]:
     """What the videos show under the labels `named`, by their samples; `old_gaps` by number of
     video."""
     missing = [_missing(one, old_gaps.get(one.old.video_id, ())) for one in videos]
     found = scenes_of_videos(
-        [(one.samples, gaps, one.changes) for one, gaps in zip(videos, missing, strict=True)],
-        len(named),
+        [(one.curves, gaps, one.changes) for one, gaps in zip(videos, missing, strict=True)]
     )
     return [
-        Answered(*_standing(one, gaps), gaps, scenes, flag_rows(one.samples, named))
+        Answered(*_standing(one, gaps), gaps, scenes, flag_rows(one.curves, named))
         for one, gaps, scenes in zip(videos, missing, found, strict=True)
     ]
 
 
 def _standing(
-    video: Scored, missing: Sequence[Gap]
+    video: Judged, missing: Sequence[Gap]
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The rows of the video and of its task."""
     old = video.old
@@ -112,22 +138,24 @@ def _standing(
         "reason_kind": old.reason_kind,
         "reason": old.reason,
         "opening": 1,
+        # Not now: by it is told whether the old job knows better meanwhile.
+        "closed_ms": old.closed_ms,
     }
     if old.state == VideoState.REJECTED:
         return row, None
     gap_us = sum(gap.end_us - gap.start_us for gap in missing)
     row["analysed_us"] = old.duration_us - gap_us
     row["state"], (row["reason_kind"], row["reason"]) = standing(row["analysed_us"], missing)
-    return row, _task(video.samples, old.duration_us, gap_us)
+    return row, _task(video.times, old.duration_us, gap_us)
 
 
-def _missing(video: Scored, old_gaps: Sequence[Gap]) -> list[Gap]:
+def _missing(video: Judged, old_gaps: Sequence[Gap]) -> list[Gap]:
     """Gaps over all of the video for which no sample answers: the old ones as far as they still are
     gaps, and what was analysed without being embedded."""
     missing: list[Gap] = []
     if video.old.state == VideoState.REJECTED:
         return missing
-    found, duration_us = video.samples, video.old.duration_us
+    found, duration_us = video.curves, video.old.duration_us
     ends = np.concatenate([[0], found.end_us])
     starts = np.concatenate([found.start_us, [duration_us]])
     open_us = ends < starts
@@ -146,9 +174,9 @@ def _missing(video: Scored, old_gaps: Sequence[Gap]) -> list[Gap]:
     return missing
 
 
-def _task(found: SampleColumns, duration_us: int, gap_us: int) -> dict[str, Any]:
+def _task(times: Ints, duration_us: int, gap_us: int) -> dict[str, Any]:
     """One finished task that answers for the whole video."""
-    last = int(found.bucket[-1]) + 1 if len(found) else 0
+    last = int(times[-1, BUCKET]) + 1 if len(times) else 0
     return {
         "ordinal": 0,
         "bucket_start": 0,
@@ -160,6 +188,6 @@ def _task(found: SampleColumns, duration_us: int, gap_us: int) -> dict[str, Any]
         "attempts": 0,
         "fence": 0,
         "not_before_ms": 0,
-        "samples": len(found),
+        "samples": len(times),
         "gap_us": gap_us,
     }

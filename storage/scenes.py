@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Engine, select
 
-from storage.columns import Ints, SampleColumns
+from storage.columns import Curves, Ints, SampleColumns
 from storage.database import reading
 from storage.records import Gap, SampleResult, Scene
 from storage.schema import jobs
@@ -116,8 +116,7 @@ def labelled_scenes(
     """The same, each scene with the position of its label, or UNKNOWN; `changes` as in
     `scenes_of_videos`."""
     (found,) = scenes_of_videos(
-        [(samples, gaps, changes)],
-        len(labels),
+        [(samples.curves(len(labels)), gaps, changes)],
         stickiness_us=stickiness_us,
         min_length_us=min_length_us,
         margin=margin,
@@ -135,22 +134,22 @@ def _name(label: int, names: Sequence[str]) -> str:
 
 
 def scenes_of_videos(
-    videos: Sequence[tuple[SampleColumns, Sequence[Gap], Shares | None]],
-    label_count: int,
+    videos: Sequence[tuple[Curves, Sequence[Gap], Shares | None]],
     *,
     stickiness_us: int = STICKINESS_US,
     min_length_us: int = MIN_LENGTH_US,
     margin: float = MARGIN,
 ) -> list[SceneColumns]:
-    """The scenes of each of many videos, which takes a fraction of the time that one by one does.
+    """The scenes of each of many videos under the same labels, which takes a fraction of the time
+    that one by one does.
 
     Each comes with its gaps, and with how much the picture of each sample differs from the one
     before, in any unit (`scoring.picture_changes`); without that, boundaries stay where the labels
     put them.
     """
-    all_shares = [samples.shares(label_count) for samples, _, _ in videos]
+    all_shares = [samples.shares() for samples, _, _ in videos]
     evidence = [
-        _evidence(shares, samples.end_us - samples.start_us, margin)
+        _evidence(shares, samples.end_us - samples.start_us, margin).T
         for shares, (samples, _, _) in zip(all_shares, videos, strict=True)
     ]
     parts = [
@@ -167,9 +166,9 @@ def scenes_of_videos(
         lengths = (samples.end_us[here] - samples.start_us[here]).astype(np.float64)
         runs = _runs(path, evidence[video][here], lengths, min_length_us)
         if changes is not None:
-            runs = _at_cuts(runs, changes[here].tolist())
+            runs = _at_cuts(runs, changes[here])
         found[video] += [
-            (here.start + start, state if state < label_count else UNKNOWN)
+            (here.start + start, state if state < len(all_shares[video]) else UNKNOWN)
             for start, _, state in runs
         ]
     return [
@@ -178,7 +177,7 @@ def scenes_of_videos(
     ]
 
 
-def _segments(samples: SampleColumns, gaps: Sequence[Gap]) -> list[tuple[int, int]]:
+def _segments(samples: Curves, gaps: Sequence[Gap]) -> list[tuple[int, int]]:
     """Stretches [start, end) of samples that no gap interrupts."""
     after_gap = np.isin(samples.start_us[1:], [gap.end_us for gap in gaps])
     cuts = np.flatnonzero((samples.end_us[:-1] != samples.start_us[1:]) | after_gap) + 1
@@ -186,29 +185,31 @@ def _segments(samples: SampleColumns, gaps: Sequence[Gap]) -> list[tuple[int, in
     return [(start, end) for start, end in pairwise(edges) if start < end]
 
 
-def _evidence(shares: Shares, lengths_us: npt.NDArray[np.int64], margin: float) -> Shares:
+def _evidence(shares: Shares, lengths_us: Ints, margin: float) -> Shares:
     """Nats that each sample gives to each label and, last, to "unknown": that one has as much as
-    the second best label and the margin together, so it beats a best label that leads by less."""
-    if shares.shape[1] < 2:
-        states = shares
-    else:
-        second = np.partition(shares, -2, axis=1)[:, -2:-1]
-        states = np.hstack([shares, second + margin])
-    votes = np.minimum(lengths_us / VOTE_US, 1.0)[:, np.newaxis]
-    return np.asarray(votes * np.log(states + DOUBT))
+    the second best label and the margin together, so it beats a best label that leads by less.
+    Labels x samples, as the shares are."""
+    best = second = np.full(shares.shape[1], -np.inf)
+    for share in shares:
+        best, second = np.maximum(best, share), np.maximum(second, np.minimum(best, share))
+    states = np.vstack([shares, second + margin]) if len(shares) > 1 else shares
+    return np.asarray(np.minimum(lengths_us / VOTE_US, 1.0) * np.log(states + DOUBT))
 
 
-def _at_cuts(
-    runs: Sequence[tuple[int, int, int]], changes: Sequence[float]
-) -> list[tuple[int, int, int]]:
+def _at_cuts(runs: Sequence[tuple[int, int, int]], changes: Shares) -> list[tuple[int, int, int]]:
     """The same runs, each boundary moved to the sample beside it that begins a new shot."""
-    edges = [start for start, _, _ in runs] + [runs[-1][1]]
-    for at in range(1, len(runs)):
+    edges = np.array([start for start, _, _ in runs] + [runs[-1][1]])
+    inner = edges[1:-1]
+    beside = np.maximum(changes[inner - 1], changes[np.minimum(inner + 1, len(changes) - 1)])
+    for at in (np.flatnonzero(beside > CUT * changes[inner]) + 1).tolist():
         near = range(max(edges[at] - 1, edges[at - 1] + 1), min(edges[at] + 2, edges[at + 1]))
         best = max(near, key=changes.__getitem__)
         if changes[best] > CUT * changes[edges[at]]:
             edges[at] = best
-    return [(start, end, run[2]) for (start, end), run in zip(pairwise(edges), runs, strict=True)]
+    return [
+        (start, end, run[2])
+        for (start, end), run in zip(pairwise(edges.tolist()), runs, strict=True)
+    ]
 
 
 def _most_likely_paths(evidence: Sequence[Shares], switch_cost: float) -> list[Path]:
@@ -263,12 +264,14 @@ def _path(scores: Shares, leaving: npt.NDArray[np.bool_]) -> Path:
     """The path to the end's best label; samples x labels, and whether the best path that goes on
     with a label comes to it anew after that sample."""
     path = np.empty(len(scores), dtype=np.intp)
+    left: dict[int, Path] = {}
     end = len(scores)
     while end:
         label = int(scores[end - 1].argmax())
-        backwards = leaving[: end - 1, label][::-1]
-        back = int(backwards.argmax()) if end > 1 else 0
-        start = end - 1 - back if end > 1 and backwards[back] else 0
+        if label not in left:
+            left[label] = leaving[:, label].nonzero()[0]
+        before = int(left[label].searchsorted(end - 1))
+        start = int(left[label][before - 1]) + 1 if before else 0
         path[start:end] = label
         end = start
     return path
@@ -303,17 +306,20 @@ def _joined(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return joined
 
 
-def _described(
-    samples: SampleColumns, shares: Shares, begun: Sequence[tuple[int, int]]
-) -> SceneColumns:
+def _described(samples: Curves, shares: Shares, begun: Sequence[tuple[int, int]]) -> SceneColumns:
     """The scenes of a video, which hold all its samples, by the first sample and label of each."""
+    if not begun:
+        none = np.empty(0)
+        return SceneColumns(*(none.astype(kind) for kind in "qqqddqd"))
     starts, labels = np.array(begun, dtype=np.int64).reshape(-1, 2).T
     counts = np.diff(starts, append=len(samples))
     of_sample = np.repeat(labels, counts)
+    unknown = of_sample == UNKNOWN
     # Of an unknown one is told how sure the best label was, which was not enough.
-    told = np.where(of_sample == UNKNOWN, shares.argmax(axis=1), of_sample)
-    share = shares[np.arange(len(samples)), told]
-    agreeing = samples.label[:, 0] == of_sample
+    told = of_sample.copy()
+    told[unknown] = shares[:, unknown].argmax(axis=0)
+    share = shares[told, np.arange(len(samples))]
+    agreeing = (samples.best == of_sample) & ~unknown
     return SceneColumns(
         samples.start_us[starts],
         samples.end_us[starts + counts - 1],

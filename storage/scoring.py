@@ -7,7 +7,7 @@ samples are scored together nor on when.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,13 +20,22 @@ Half = npt.NDArray[np.float16]
 Single = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.intp]
 Changes = npt.NDArray[np.float64]
+Kept = npt.NDArray[np.float64]
+
+LEFT_OUT = -1.0
+"""Stands for the confidence of a label that is not among a sample's best."""
 
 _CHUNK = 64
 """Vectors multiplied at once. So few are worth no second thread to BLAS; with more, its threads
 wait for each other, and on a busy machine each product takes ten times as long."""
 
-_BLOCK = 8 * _CHUNK
+_BLOCK = 2 * _CHUNK
 """Vectors widened at once, small enough for a core's cache."""
+
+_HALF_DIGITS, _FLOAT_DIGITS = 10, 23
+_SIGN_AND_NUMBER = np.int32(-(1 << 31) | 0x7FFF << _FLOAT_DIGITS - _HALF_DIGITS)
+_BIAS = np.float32(2.0 ** (127 - 15))
+"""IEEE 754: binary16 to binary32."""
 
 Wide = TypeVar("Wide", np.float32, np.float64)
 
@@ -45,45 +54,71 @@ def best_products(
     factor = np.ascontiguousarray(directions.T, dtype=precision)
     squares = vectors.reshape(-1, len(factor))
     found = np.empty((len(squares), len(directions)), dtype=precision)
-    for at, wide in _widened(squares, precision):
+    for at, wide in _widened([squares], precision):
         _multiply(wide, factor, found[at : at + len(wide)])
     return _best_of_squares(found, len(vectors))
 
 
-def picture_changes(vectors: Half | Single) -> Changes:
+def picture_changes(vectors: Sequence[Half]) -> Changes:
     """How much each sample's picture differs from the one before: 1 - cosine of their unit vectors
-    (samples x dimension; of several squares the mean); 0 for the first."""
-    changes = np.zeros(len(vectors))
+    (samples x dimension; of several squares the mean); 0 for the first. The matrices are parts of
+    one that stand one after the other."""
+    changes = np.zeros(sum(map(len, vectors)))
     before = None
     for at, wide in _widened(vectors, np.float64):
         before = _compare(wide, before, changes[at : at + len(wide)])
-    return changes
+    return _as_changes(changes)
 
 
-def similarities_and_changes(vectors: Half | Single, labels: Single) -> tuple[Single, Changes]:
-    """`similarities` and `picture_changes`, by reading the vectors once."""
+def similarities_and_changes(vectors: Sequence[Half], labels: Single) -> tuple[Single, Changes]:
+    """`similarities` and `picture_changes` of such parts, by reading them once."""
+    count = sum(map(len, vectors))
+    changes = np.zeros(count)
     factor = np.ascontiguousarray(labels.T, dtype=np.float64)
-    squares = vectors.shape[1] // len(factor)
-    found = np.empty((len(vectors) * squares, len(labels)))
-    changes = np.zeros(len(vectors))
+    squares = vectors[0].shape[1] // len(factor) if vectors else 1
+    found = np.empty((count * squares, len(labels)))
     before = None
     for at, wide in _widened(vectors, np.float64):
         end = at + len(wide)
         _multiply(wide.reshape(-1, len(factor)), factor, found[at * squares : end * squares])
         before = _compare(wide, before, changes[at:end])
-    return _rounded(_best_of_squares(found, len(vectors))), changes
+    return _rounded(_best_of_squares(found, count)), _as_changes(changes)
 
 
 def _widened(
-    vectors: Half | Single, precision: type[Wide]
+    parts: Sequence[Half | Single], precision: type[Wide]
 ) -> Iterator[tuple[int, npt.NDArray[Wide]]]:
     """The vectors in a wider type, as many at once as suit a core's cache, and which is the first;
     each time in the same memory."""
-    widened = np.empty((min(len(vectors), _BLOCK), vectors.shape[1]), dtype=precision)
-    for at in range(0, len(vectors), _BLOCK):
-        part = vectors[at : at + _BLOCK]
-        widened[: len(part)] = part
-        yield at, widened[: len(part)]
+    left = sum(map(len, parts))
+    if not left:
+        return
+    widened = np.empty((min(left, _BLOCK), parts[0].shape[1]), dtype=precision)
+    bits = np.empty(widened.shape, dtype=np.int32)
+    first = filled = 0
+    for part in parts:
+        taken = 0
+        while taken < len(part):
+            some = part[taken : taken + len(widened) - filled]
+            here = slice(filled, filled + len(some))
+            _widen(some, widened[here], bits[here])
+            taken, filled = taken + len(some), here.stop
+            if filled == min(left, len(widened)):
+                yield first, widened[:filled]
+                first, left, filled = first + filled, left - filled, 0
+
+
+def _widen(vectors: Half | Single, out: npt.NDArray[Wide], bits: npt.NDArray[np.int32]) -> None:
+    """The same numbers in a wider type. numpy takes halves one by one, which is most of what
+    reading stored vectors costs; shifted into place, their bits are floats that are too small by a
+    power of two (exact also for subnormal halves; stored vectors hold no infinity)."""
+    if vectors.dtype != np.float16:
+        out[...] = vectors
+        return
+    np.copyto(bits, vectors.view(np.int16))
+    np.left_shift(bits, _FLOAT_DIGITS - _HALF_DIGITS, out=bits)
+    np.bitwise_and(bits, _SIGN_AND_NUMBER, out=bits)
+    np.multiply(bits.view(np.float32), _BIAS, out=out)
 
 
 def _multiply(wide: npt.NDArray[Wide], factor: npt.NDArray[Wide], out: npt.NDArray[Wide]) -> None:
@@ -98,14 +133,20 @@ def _multiply(wide: npt.NDArray[Wide], factor: npt.NDArray[Wide], out: npt.NDArr
 
 
 def _compare(wide: Changes, before: Changes | None, out: Changes) -> Changes:
-    """Write how much each differs from the one before; return the last of them."""
-    # Of unit vectors side by side, the squared length is their number.
-    squares = max(round(float(wide[0] @ wide[0])), 1)
+    """Write each one's product with the one before, of the very first with itself; return the
+    last of them."""
     out[1:] = np.vecdot(wide[1:], wide[:-1])
-    out[0] = squares if before is None else wide[0] @ before
-    np.maximum(1.0 - out / squares, 0.0, out=out)
+    out[0] = wide[0] @ (wide[0] if before is None else before)
     last: Changes = wide[-1].copy()
     return last
+
+
+def _as_changes(products: Changes) -> Changes:
+    if len(products):
+        # Of unit vectors side by side, the squared length is their number.
+        products /= max(round(float(products[0])), 1)
+        products[0] = 1.0
+    return np.maximum(1.0 - products, 0.0)
 
 
 def _best_of_squares(products: npt.NDArray[Wide], samples: int) -> npt.NDArray[Wide]:
@@ -125,25 +166,53 @@ def best_labels(similarity: Single, top_n: int) -> tuple[Positions, Single, Sing
 
     Each is samples x min(top_n, labels). Confidence is softmax(100 x cosine) over all labels.
     """
-    shares = np.exp(LOGIT_SCALE * (similarity - similarity.max(axis=1, keepdims=True)))
-    shares /= shares.sum(axis=1, keepdims=True)
-    best = _falling(similarity)[:, :top_n]
+    keys = _falling_keys(similarity)
+    keys.sort(axis=1)
+    best = _positions(keys[:, :top_n])
     place = best + np.arange(0, similarity.size, similarity.shape[1])[:, np.newaxis]
-    return best, similarity.take(place), shares.take(place)
+    return best, similarity.take(place), np.ascontiguousarray(_confidences(similarity)).take(place)
 
 
-def _falling(similarity: Single) -> Positions:
-    """Positions in falling order of each row's numbers, equal ones in rising order: what a stable
-    argsort gives, in a quarter of its time.
+def kept_confidences(similarity: Single, top_n: int) -> tuple[Positions, Kept]:
+    """The same numbers without their order: position of each sample's best label, and labels x
+    samples the confidence, or LEFT_OUT for what is not among the best."""
+    keys = _falling_keys(similarity)
+    kept = _confidences(similarity).T.astype(np.float64)
+    if top_n < similarity.shape[1]:
+        last = np.partition(keys, top_n - 1, axis=1)[:, top_n - 1]
+        # Not by a mask: which label is left out is a matter of chance, and a branch costs more.
+        stays = (np.ascontiguousarray(keys.T) <= last).astype(np.float64)
+        kept *= stays
+        kept += LEFT_OUT * (1.0 - stays)
+    return _positions(keys.min(axis=1)), kept
 
-    Number and position are sorted as one integer. A float's bits, read as an integer, rise with it
-    where it is positive and fall where it is negative; 0 is added to have one zero alone.
+
+def _confidences(similarity: Single) -> Single:
+    # What is reduced over the labels is so many times faster where the samples stand side by side.
+    by_label = np.ascontiguousarray(similarity.T)
+    shares = np.exp(LOGIT_SCALE * (by_label - by_label.max(axis=0)))
+    total = np.zeros_like(shares[0])
+    for share in shares:  # in this order, whatever the number of samples
+        total += share
+    return np.asarray((shares / total).T, dtype=np.float32)
+
+
+def _falling_keys(similarity: Single) -> npt.NDArray[np.int64]:
+    """Integers that rise where each row's numbers fall, and among equal ones with the position,
+    which is their lower half: sorted, they give what a stable argsort gives, in a quarter of its
+    time.
+
+    A float's bits, read as an integer, rise with it where it is positive and fall where it is
+    negative; 0 is added to have one zero alone.
     """
     bits = (similarity + np.float32(0)).view(np.int32)
     rising = bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
     keys = (~rising).astype(np.int64) << 32
     keys += np.arange(similarity.shape[1])
-    keys.sort(axis=1)
+    return keys
+
+
+def _positions(keys: npt.NDArray[np.int64]) -> Positions:
     return np.asarray(keys & 0xFFFFFFFF, dtype=np.intp)
 
 

@@ -60,10 +60,11 @@ def search(
 
 
 def _scores(stored: VideoVectors, query: Single) -> Single:
-    dimension = stored.vectors.shape[1] // Fit(stored.fit).squares
+    vectors = stored.vectors
+    dimension = vectors.shape[1] // Fit(stored.fit).squares
     if query.shape != (dimension,):
         raise ValueError(f"a query of shape {query.shape}: the stored vectors have ({dimension},)")
-    return best_products(stored.vectors, query[np.newaxis], np.float32)[:, 0]
+    return best_products(vectors, query[np.newaxis], np.float32)[:, 0]
 
 
 def _apart(

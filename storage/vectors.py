@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, Select, select
 
 from storage.bulk import by_driver
 from storage.database import reading, writing
-from storage.dialect import insert
+from storage.dialect import among, insert
 from storage.records import Fit, Sampling
 from storage.schema import embeddings, job_videos, text_vectors
 
@@ -36,8 +36,14 @@ class VideoVectors:
     fit: str
     times: npt.NDArray[np.int64]
     """Samples x (bucket, t_us, start_us, end_us)."""
-    vectors: npt.NDArray[np.float16]
-    """Samples x dimension, of unit length; of several squares of a sample one after the other."""
+    parts: Sequence[npt.NDArray[np.float16]]
+    """`vectors` as they are stored, some samples each."""
+
+    @property
+    def vectors(self) -> npt.NDArray[np.float16]:
+        """Samples x dimension, of unit length; of several squares of a sample one after the
+        other. Made each time it is asked for."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
 
 def of_job(  # noqa: PLR0917
@@ -52,7 +58,7 @@ def of_job(  # noqa: PLR0917
     them, made by whichever job; by number of video. Videos without any are left out."""
     of_job = select(job_videos.c.video_id).where(job_videos.c.job_id == job_id)
     if video_ids is not None:
-        of_job = of_job.where(job_videos.c.video_id.in_(list(video_ids)))
+        of_job = of_job.where(among(connection, job_videos.c.video_id, video_ids))
     # Not a join: for one of those SQLite would sort the rows, vectors and all.
     query = _rows().where(
         embeddings.c.video_id.in_(of_job),
@@ -105,9 +111,7 @@ def _by_video(
                     after = int(found[-1, BUCKET]) + 1
                     times.append(found)
                     vectors.append(matrix)
-            yield VideoVectors(
-                video_id, sampling, fit, np.concatenate(times), np.concatenate(vectors)
-            )
+            yield VideoVectors(video_id, sampling, fit, np.concatenate(times), vectors)
 
 
 @contextmanager

@@ -519,8 +519,11 @@ def test_columns_are_the_samples(engine: Engine) -> None:
     found = [sample(0, 0, 0.8), replace(sample(1, 1), predictions=(Prediction(2, 0.1, 0.4),))]
     columns = SampleColumns.of(found)
     assert columns.curve(0).tolist() == [0.8, 0.0]
-    assert columns.shares(3)[0].tolist() == pytest.approx([0.8, 0.2, 0.0])
-    assert columns.shares(3)[1].tolist() == pytest.approx([0.3, 0.3, 0.4])
+    curves = columns.curves(3)
+    assert curves.curve(0).tolist() == [0.8, 0.0]
+    assert curves.best.tolist() == [0, 2]
+    assert curves.shares()[:, 0].tolist() == pytest.approx([0.8, 0.2, 0.0])
+    assert curves.shares()[:, 1].tolist() == pytest.approx([0.3, 0.3, 0.4])
     assert len(SampleColumns.of([])) == 0
     assert LabelSet("x", SEASONS.labels).digest == SEASONS.digest
     assert scenes_of([], [], []) == []

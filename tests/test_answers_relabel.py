@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,15 +15,21 @@ from rows import SEASONS, SECOND, file, planned
 from sqlalchemy import Engine, func, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from storage import ledger, relabel, results
+from storage import crew, ledger, purge, relabel, results
+from storage.columns import SampleColumns, columns_in
 from storage.coverage import coverage, listing
 from storage.database import reading, writing
+from storage.flags import flagged
+from storage.highlights import highlights
 from storage.labels import label_set, store_label_vectors
 from storage.ledger import Job, JobState
 from storage.records import GapKind, Label, LabelSet, VideoState
 from storage.relabel import CannotRelabel
+from storage.relabelled import answers_of
 from storage.scenes import scenes
-from storage.schema import embeddings, flags, job_videos, jobs
+from storage.schema import embeddings, files, flags, gaps, job_videos, jobs, samples, tasks, videos
+from storage.schema import predictions as predictions_table
+from storage.schema import scenes as scenes_table
 from storage.scoring import best_labels, similarities
 from workers.classify import predictions
 
@@ -67,13 +75,19 @@ def test_the_numbers_are_those_that_workers_commit() -> None:
         assert list(got) == expected
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("at_once", [1, 40, 20_000])
 def test_relabelling_gives_what_a_run_with_the_labels_gives(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, at_once: int
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, at_once: int, together: bool
 ) -> None:
     """Samples, predictions, scenes, gaps and flags are those of a job that was worked on with the
-    new labels, however many are written in a transaction; the old job stays as it was."""
+    new labels, however many are written in a transaction, and whether one process answers or
+    several do; the old job stays as it was."""
+    if together:
+        monkeypatch.setattr(crew, "_cores", lambda: 2)
+        monkeypatch.setattr(relabel, "_WORTH_A_CREW", 0)
     monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", at_once)
+    monkeypatch.setattr(relabel, "_SHARES_AT_ONCE", 4 * at_once)
     new = replace(NEW, labels=(replace(NEW.labels[0], threshold=0.4, flag="wet"), *NEW.labels[1:]))
     old = planned(engine, 30, 4, 61)
     job = done(engine, old.job_id, directions(3, 2))
@@ -132,25 +146,40 @@ def test_relabelling_twice_at_once_is_relabelling_once(
 def test_the_answers_come_before_the_rows_they_are_made_of(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """States, scenes and flags of every video are there when that is told; the rows of samples
-    follow, and only then is the job done."""
+    """States, scenes, flags, highlights and curves of every video are there when that is told; the
+    rows of samples follow, and only then is the job done."""
     monkeypatch.setattr(relabel, "_SAMPLES_AT_ONCE", 1)
+    labels = replace(
+        NEW, labels=(replace(NEW.labels[0], threshold=0.4, flag="wet"), *NEW.labels[1:])
+    )
     old = planned(engine, 30, 4, 61)
     job = done(engine, old.job_id, directions(3, 2))
     told: list[object] = []
 
+    def said() -> list[object]:
+        with reading(engine) as connection:
+            columns = [columns_in(connection, target.id, one) for one in old.video_ids]
+        return [
+            scenes(engine, target.id),
+            coverage(engine, target.id),
+            flagged(engine, target.id),
+            highlights(engine, target.id, "sea", top=1000, least=0.0),
+            [[getattr(one, name).tolist() for name in SampleColumns.__slots__] for one in columns],
+        ]
+
     def answers(samples: int) -> None:
-        told.append((samples, scenes(engine, target.id), coverage(engine, target.id)))
+        told.extend([samples, *said()])
         assert not any(results.samples(engine, target.id, one) for one in old.video_ids)
         assert ledger.get_job(engine, target.id).state is JobState.RUNNING
         assert not listing(engine, target.id).complete
 
-    target = relabel.new_job(engine, job, NEW)
+    target = relabel.new_job(engine, job, labels)
     store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
     written: list[int] = []
     relabel.relabel(engine, job, target, answers=answers, progress=written.append)
     count = sum(len(results.samples(engine, target.id, one)) for one in old.video_ids)
-    assert told == [(count, scenes(engine, target.id), coverage(engine, target.id))]
+    assert told == [count, *said()]
+    assert all(told)
     assert sum(written) == count
     assert len(written) == 3
     assert ledger.get_job(engine, target.id).state is JobState.CLOSED
@@ -220,6 +249,107 @@ def test_what_was_answered_anew_gets_new_rows(engine: Engine) -> None:
     assert [one.bucket for one in results.samples(engine, target.id, changed)] == [0, 1, 2, 3]
     assert results.samples(engine, target.id, same) == before
     assert target.state is JobState.CLOSED
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Let something happen between the reading of a relabelling and its first writing."""
+    write = relabel._write_answers
+
+    def late(*arguments: Any) -> int:
+        monkeypatch.setattr(relabel, "_write_answers", write)
+        happens()
+        return write(*arguments)
+
+    monkeypatch.setattr(relabel, "_write_answers", late)
+
+
+def test_what_becomes_of_the_old_job_meanwhile_loses_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old job is purged, or one of its videos is done anew, while it is relabelled: the new one
+    holds what was read, and the same command again what is new."""
+    old = planned(engine, 8, 12)
+    job = done(engine, old.job_id, directions(3, 2))
+    changed, _ = old.video_ids
+    of_changed = (job_videos.c.job_id == job.id) & (job_videos.c.video_id == changed)
+
+    def done_anew() -> None:
+        with writing(engine) as connection:
+            connection.execute(
+                embeddings.delete().where(
+                    embeddings.c.video_id == changed, embeddings.c.bucket_start == 4
+                )
+            )
+            later = update(job_videos).where(of_changed)
+            connection.execute(later.values(closed_ms=job_videos.c.closed_ms + 1))
+
+    meanwhile(monkeypatch, done_anew)
+    for seconds in (7, 4):
+        target = relabelled(engine, job)
+        assert [one.analysed_us // SECOND for one in coverage(engine, target.id)] == [seconds, 11]
+        assert len(results.samples(engine, target.id, changed)) == seconds
+        assert target.state is JobState.CLOSED
+
+    other = replace(NEW, name="other", labels=NEW.labels[:2])
+    meanwhile(monkeypatch, lambda: purge.purge_job(engine, job.id))
+    other_target = relabel.new_job(engine, job, other)
+    store_label_vectors(engine, other_target.label_set_id, job.model, LABEL_VECTORS[:2])
+    relabel.relabel(engine, job, other_target)
+    assert [one.video_id for one in coverage(engine, other_target.id)] == old.video_ids
+    assert ledger.get_job(engine, other_target.id).state is JobState.CLOSED
+
+
+def test_a_video_that_is_purged_meanwhile_leaves_nothing(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither answers nor rows come back for it; a new job that is purged itself says so."""
+    old = planned(engine, 8, 12)
+    job = done(engine, old.job_id, directions(3, 2))
+    gone, kept = old.video_ids
+    target = relabel.new_job(engine, job, NEW)
+    store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
+
+    def purged(_: int) -> None:
+        with writing(engine) as connection:
+            for table in (scenes_table, flags, gaps, tasks, job_videos, embeddings, files):
+                connection.execute(table.delete().where(table.c.video_id == gone))
+            connection.execute(samples.delete().where(samples.c.video_id == gone))
+            connection.execute(
+                predictions_table.delete().where(predictions_table.c.video_id == gone)
+            )
+            connection.execute(videos.delete().where(videos.c.id == gone))
+
+    relabel.relabel(engine, job, target, answers=purged)
+    assert results.samples(engine, target.id, gone) == []
+    assert len(results.samples(engine, target.id, kept)) == 11
+    again = relabel.new_job(engine, job, replace(NEW, name="again", labels=NEW.labels[:2]))
+    store_label_vectors(engine, again.label_set_id, job.model, LABEL_VECTORS[:2])
+
+    def purge_new() -> None:
+        ledger.cancel_job(engine, again.id)
+        ledger.close_finished(engine)
+        purge.purge_job(engine, again.id)
+
+    meanwhile(monkeypatch, purge_new)
+    with pytest.raises(CannotRelabel, match="was purged while it was filled"):
+        relabel.relabel(engine, job, again)
+
+
+def test_many_labels_are_answered_for_a_few_videos_at_a_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The videos whose scenes are found together are the fewer, the more labels there are."""
+    sizes: list[int] = []
+
+    def counted(connection: Any, part: Any, question: Any) -> Any:
+        sizes.append(len(part[0]))
+        return answers_of(connection, part, question)
+
+    monkeypatch.setattr(relabel, "answers_of", counted)
+    monkeypatch.setattr(relabel, "_SHARES_AT_ONCE", 4 * 20)
+    old = planned(engine, *[11] * 8)
+    relabelled(engine, done(engine, old.job_id, directions(3, 2)))
+    assert sizes == [2, 2, 2, 2]
 
 
 def test_what_the_database_refuses_is_raised_and_made_up_for(engine: Engine) -> None:

@@ -126,7 +126,7 @@ def scenes_on(path: Path, material: Material) -> list[tuple[str, int, int]]:
           ("bucket", "t_us", "start_us", "end_us")),
         label.astype(np.int64), similarity.astype(float), confidence.astype(float),
     )  # fmt: skip
-    scenes = labelled_scenes(columns, [], CLIPS, changes=picture_changes(vectors))
+    scenes = labelled_scenes(columns, [], CLIPS, changes=picture_changes([vectors]))
     return [(scene.label, scene.start_us, scene.end_us) for _, scene in scenes]
 
 

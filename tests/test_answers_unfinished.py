@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from embedded import asked, directions, done
@@ -12,6 +15,7 @@ from sqlalchemy import Engine
 from nightreel.cli import run_command
 from storage import ledger, relabel, results
 from storage.coverage import listing
+from storage.database import connect, upgrade
 from storage.labels import store_label_vectors
 from storage.ledger import JobState
 from storage.records import Label, LabelSet
@@ -97,12 +101,27 @@ def test_the_summary_of_a_relabel_does_not_wait_for_the_rows(
     assert "the same command resumes" in capfd.readouterr().err
     assert run_command(["export", "table", "predictions", "--as", "csv"]) == 0
     assert "not all of its videos and frames are here yet" in capfd.readouterr().err
-    assert run_command(["sheet", "1", "-o", "sheet.png"]) == 2
-    assert "`nightreel relabel` is not done with its frames" in capfd.readouterr().err
     monkeypatch.undo()
     code, rows, said = asked(database_url, *words)
     assert (code, said.count("known")) == (0, 1)
     assert printed == [rows]
+
+
+def test_rows_are_written_though_nobody_can_be_told(tmp_path: Path) -> None:
+    """A full disk under the summary, and no place to complain, end with 1 and cost nothing."""
+    url = f"sqlite:///{tmp_path}/results.db"
+    engine = connect(url)
+    upgrade(engine)
+    job = done(engine, planned(engine, 4, 4, 4).job_id, directions(3, 2))
+    words = f"relabel {job.id} --like a=1@1 --like b=1@3 --db {url}"
+    nightreel = Path(sys.executable).with_name("nightreel")
+    command = f"exec {nightreel} {words} > /dev/full 2>&-"
+    assert subprocess.run(["sh", "-c", command], check=False, timeout=60).returncode == 1
+    target = ledger.latest_job(engine)
+    assert target.id != job.id
+    assert target.state is JobState.CLOSED
+    assert len(results.samples(engine, target.id, 1)) == 4
+    engine.dispose()
 
 
 def test_files_that_were_given_up_unread_are_told(engine: Engine, database_url: str) -> None:

@@ -157,8 +157,8 @@ def test_answers_from_stored_vectors_take_the_best_square() -> None:
     assert np.array_equal(similarities(wide, labels), one_by_one)
 
     times = np.array([(b, b * 10**7, b * 10**7, (b + 1) * 10**7) for b in range(3)], np.int64)
-    tiled = VideoVectors(1, "first@1", "tiles", times, wide)
-    plain = VideoVectors(1, "first@1", "crop", times, unit([[-1, 0], [-1, 0], [0, 1]]))
+    tiled = VideoVectors(1, "first@1", "tiles", times, [wide])
+    plain = VideoVectors(1, "first@1", "crop", times, [unit([[-1, 0]]), unit([[-1, 0], [0, 1]])])
     hits = search([tiled, plain], labels[1], top=1)
     assert [(hit.video_id, hit.t_us, hit.score) for hit in hits] == [(1, 0, 1.0)]
     at_us, vector = vector_at(tiled, 10_000_001)
@@ -166,5 +166,5 @@ def test_answers_from_stored_vectors_take_the_best_square() -> None:
     assert vector.shape == (2,)
     assert abs(np.linalg.norm(vector.astype(float)) - 1) < 1e-3
 
-    still = picture_changes(np.concatenate([wide[:1], wide[:1], -wide[:1]]))
+    still = picture_changes([wide[:1], np.concatenate([wide[:1], -wide[:1]])])
     assert np.allclose(still, [0, 0, 2], atol=2e-3)

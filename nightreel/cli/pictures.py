@@ -181,10 +181,6 @@ def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]
         gaps = gaps_in(connection, job.id, video_id)
     position = {name: at for at, name in enumerate(labels)}
     found = scenes(engine, job.id, video_id).get(video_id, [])
-    if found and not len(samples):
-        raise click.UsageError(
-            f"{video}: `nightreel relabel` is not done with its frames: wait for it, or repeat it."
-        )
     path = original_of(footage)
     placed = [(position.get(one.label, UNKNOWN), one) for one in found]
     duration_us = footage.info.duration_us

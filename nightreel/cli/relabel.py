@@ -9,7 +9,7 @@ import click
 
 from nightreel.cli.asked import job_asked
 from nightreel.cli.options import JOB_ID, api_options, database_option, format_option
-from nightreel.cli.output import counted, say
+from nightreel.cli.output import OutputError, counted, say
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
@@ -91,12 +91,16 @@ def relabel(  # noqa: PLR0917 - one parameter an option
     )
     code: int = ExitCode.OK
     samples = written = 0
+    unsaid: OutputError | None = None
     with bar("writing samples and predictions") as show:
 
         def answer(left: int) -> None:
-            nonlocal code, samples
+            nonlocal code, samples, unsaid
             samples = left
-            code = write_summary(database, target, form)
+            try:
+                code = write_summary(database, target, form)
+            except OutputError as error:
+                unsaid = error  # The rows do not depend on whether anybody reads.
 
         def advance(count: int) -> None:
             nonlocal written
@@ -104,6 +108,8 @@ def relabel(  # noqa: PLR0917 - one parameter an option
             show(written, samples)
 
         relabelling.relabel(database, source, target, answers=answer, progress=advance)
+    if unsaid is not None:
+        raise unsaid
     return code
 
 

@@ -212,7 +212,8 @@ def _outcome(engine: Engine, job_id: int, video_id: int) -> _Outcome | None:
         row.end_us - row.start_us - row.gap_us for row in rows if row.state == TaskState.DONE
     )
     state, reason = standing(analysed_us, every_gap)
-    (shown,) = scenes_of_videos([(found, every_gap, changes)], len(label_set))
+    curves = found.curves(len(label_set))
+    (shown,) = scenes_of_videos([(curves, every_gap, changes)])
     return _Outcome(
         opening=opening,
         state=state,
@@ -238,7 +239,7 @@ def _picture_changes(
             at.max(initial=-1) < len(stored.times)
             and (stored.times[at, vectors.BUCKET] == found.bucket).all()
         ):
-            return picture_changes(stored.vectors[at])
+            return picture_changes([stored.vectors[at]])
     return None
 
 
