@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, Connection, exists, literal, select
+from sqlalchemy import ColumnElement, Connection, literal, select
 
 from storage import vectors
 from storage.labels import label_vectors_in
@@ -78,7 +78,7 @@ class SampleColumns:
     def curves(self, label_count: int) -> Curves:
         """The same by label."""
         # What is not given is written into a column more, and left out.
-        kept = np.full((len(self), label_count + 1), LEFT_OUT)
+        kept = np.full((len(self), label_count + 1), LEFT_OUT, dtype=np.float32)
         np.put_along_axis(kept, self.label, self.confidence, axis=1)
         by_label = np.ascontiguousarray(kept[:, :label_count].T)
         return Curves(self.t_us, self.start_us, self.end_us, self.best, by_label)
@@ -93,7 +93,7 @@ class Curves:
     end_us: Ints
     best: Ints
     """Each sample's best label, or NONE."""
-    kept: Floats
+    kept: Single
     """Labels x samples: confidence of the best labels, LEFT_OUT for the others."""
 
     def __len__(self) -> int:
@@ -101,15 +101,15 @@ class Curves:
 
     def curve(self, label: int) -> Floats:
         """The label's confidence in each sample; 0 where it is not among the best."""
-        return np.asarray(np.maximum(self.kept[label], 0.0))
+        return np.asarray(np.maximum(self.kept[label], 0.0), dtype=np.float64)
 
-    def shares(self) -> Floats:
+    def shares(self) -> Single:
         """Labels x samples; what the best labels leave over is shared evenly among the others."""
-        given, others = np.maximum(self.kept, 0.0), self.kept < 0.0
-        count = others.sum(axis=0)
-        left = np.maximum(1.0 - given.sum(axis=0), 0.0)
-        each = np.divide(left, count, out=np.zeros(len(self)), where=count > 0)
-        return np.asarray(given + others * each, dtype=np.float64)
+        given, others = np.maximum(self.kept, np.float32(0)), self.kept < 0
+        count = others.sum(axis=0, dtype=np.float32)
+        left = np.maximum(np.float32(1) - given.sum(axis=0), np.float32(0))
+        each = np.divide(left, count, out=np.zeros_like(left), where=count > 0)
+        return np.asarray(given + others * each, dtype=np.float32)
 
 
 def columns_in(connection: Connection, job_id: int, video_id: int) -> SampleColumns:
@@ -137,15 +137,19 @@ def columns_in(connection: Connection, job_id: int, video_id: int) -> SampleColu
 
 def without_rows(job_id: int, video_id: ColumnElement[int]) -> ColumnElement[bool]:
     """Whether a relabelling has answered for the video and not written its samples yet."""
-    answered = exists().where(
+    done = select(tasks.c.samples).where(
         tasks.c.job_id == job_id, tasks.c.video_id == video_id, tasks.c.samples > 0
     )
-    return answered & ~with_rows(job_id, video_id)
+    return done.limit(1).scalar_subquery().is_not(None) & ~with_rows(job_id, video_id)
 
 
 def with_rows(job_id: int, video_id: ColumnElement[int]) -> ColumnElement[bool]:
     """Whether the job has rows of samples of the video."""
-    return exists().where(samples.c.job_id == job_id, samples.c.video_id == video_id)
+    of_video = select(samples.c.bucket).where(
+        samples.c.job_id == job_id, samples.c.video_id == video_id
+    )
+    # Not EXISTS: PostgreSQL may make a join of that, and read all the rows of the job for it.
+    return of_video.limit(1).scalar_subquery().is_not(None)
 
 
 def _unwritten(connection: Connection, job_id: int, video_id: int) -> SampleColumns:

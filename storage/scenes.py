@@ -25,6 +25,7 @@ from storage.records import Gap, SampleResult, Scene
 from storage.schema import jobs
 from storage.schema import labels as label_rows
 from storage.schema import scenes as scene_rows
+from storage.scoring import Single
 
 STICKINESS_US = 2_000_000
 """How long a label of which the samples are sure must last amid a scene to cut it in two; what they
@@ -185,15 +186,16 @@ def _segments(samples: Curves, gaps: Sequence[Gap]) -> list[tuple[int, int]]:
     return [(start, end) for start, end in pairwise(edges) if start < end]
 
 
-def _evidence(shares: Shares, lengths_us: Ints, margin: float) -> Shares:
+def _evidence(shares: Single, lengths_us: Ints, margin: float) -> Single:
     """Nats that each sample gives to each label and, last, to "unknown": that one has as much as
     the second best label and the margin together, so it beats a best label that leads by less.
     Labels x samples, as the shares are."""
-    best = second = np.full(shares.shape[1], -np.inf)
+    best = second = np.full(shares.shape[1], -np.inf, dtype=np.float32)
     for share in shares:
         best, second = np.maximum(best, share), np.maximum(second, np.minimum(best, share))
-    states = np.vstack([shares, second + margin]) if len(shares) > 1 else shares
-    return np.asarray(np.minimum(lengths_us / VOTE_US, 1.0) * np.log(states + DOUBT))
+    states = np.vstack([shares, second + np.float32(margin)]) if len(shares) > 1 else shares
+    votes = np.minimum(lengths_us / VOTE_US, 1.0).astype(np.float32)
+    return np.asarray(votes * np.log(states + np.float32(DOUBT)))
 
 
 def _at_cuts(runs: Sequence[tuple[int, int, int]], changes: Shares) -> list[tuple[int, int, int]]:
@@ -212,7 +214,7 @@ def _at_cuts(runs: Sequence[tuple[int, int, int]], changes: Shares) -> list[tupl
     ]
 
 
-def _most_likely_paths(evidence: Sequence[Shares], switch_cost: float) -> list[Path]:
+def _most_likely_paths(evidence: Sequence[Shares | Single], switch_cost: float) -> list[Path]:
     """Label of each sample on the path of most evidence, less `switch_cost` for each change; of
     each stretch of samples."""
     found: dict[int, Path] = {}
@@ -237,7 +239,7 @@ def _alike_long(lengths: Sequence[int]) -> list[list[int]]:
     return groups
 
 
-def _paths(evidence: Sequence[Shares], switch_cost: float) -> list[Path]:
+def _paths(evidence: Sequence[Shares | Single], switch_cost: float) -> list[Path]:
     """The paths of stretches, the longest of which comes first. A step in time is one for all of
     them, since in Python it costs little more than for one."""
     longest, labels = evidence[0].shape
@@ -278,7 +280,7 @@ def _path(scores: Shares, leaving: npt.NDArray[np.bool_]) -> Path:
 
 
 def _runs(
-    path: Path, evidence: Shares, lengths: Shares, min_length_us: int
+    path: Path, evidence: Single, lengths: Shares, min_length_us: int
 ) -> list[tuple[int, int, int]]:
     """Runs [start, end) of one label; too short ones joined to a neighbour, the shortest first."""
     edges = [0, *(np.flatnonzero(np.diff(path)) + 1).tolist(), len(path)]
@@ -306,7 +308,7 @@ def _joined(runs: Sequence[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     return joined
 
 
-def _described(samples: Curves, shares: Shares, begun: Sequence[tuple[int, int]]) -> SceneColumns:
+def _described(samples: Curves, shares: Single, begun: Sequence[tuple[int, int]]) -> SceneColumns:
     """The scenes of a video, which hold all its samples, by the first sample and label of each."""
     if not begun:
         none = np.empty(0)
@@ -318,7 +320,7 @@ def _described(samples: Curves, shares: Shares, begun: Sequence[tuple[int, int]]
     # Of an unknown one is told how sure the best label was, which was not enough.
     told = of_sample.copy()
     told[unknown] = shares[:, unknown].argmax(axis=0)
-    share = shares[told, np.arange(len(samples))]
+    share = shares[told, np.arange(len(samples))].astype(np.float64)
     agreeing = (samples.best == of_sample) & ~unknown
     return SceneColumns(
         samples.start_us[starts],

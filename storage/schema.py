@@ -253,9 +253,10 @@ tasks = Table(
     sqlite_autoincrement=True,
 )
 
-# What a commit writes (samples, predictions, gaps, usage) has no foreign keys: it is written under
-# the lock of its task's row and nowhere else, and PostgreSQL keeps a check's plan from when the
-# table was small, which made a commit of 300 predictions take 150 ms instead of 10.
+# What a commit writes (samples, predictions, gaps, usage) has no foreign keys, nor have scenes: it
+# is written under the lock of its task's or its video's row and nowhere else, and PostgreSQL keeps
+# a check's plan from when the table was small, which made a commit of 300 predictions take 150 ms
+# instead of 10.
 
 samples = Table(
     "samples",
@@ -335,7 +336,6 @@ scenes = Table(
     Column("samples", Integer, nullable=False),
     Column("agreeing", Double, nullable=False),
     PrimaryKeyConstraint("job_id", "video_id", "start_us"),
-    ForeignKeyConstraint(["job_id", "video_id"], ["job_videos.job_id", "job_videos.video_id"]),
     Index(None, "job_id", "label"),
 )
 

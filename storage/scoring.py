@@ -20,9 +20,8 @@ Half = npt.NDArray[np.float16]
 Single = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.intp]
 Changes = npt.NDArray[np.float64]
-Kept = npt.NDArray[np.float64]
 
-LEFT_OUT = -1.0
+LEFT_OUT = np.float32(-1)
 """Stands for the confidence of a label that is not among a sample's best."""
 
 _CHUNK = 64
@@ -173,18 +172,19 @@ def best_labels(similarity: Single, top_n: int) -> tuple[Positions, Single, Sing
     return best, similarity.take(place), np.ascontiguousarray(_confidences(similarity)).take(place)
 
 
-def kept_confidences(similarity: Single, top_n: int) -> tuple[Positions, Kept]:
+def kept_confidences(similarity: Single, top_n: int) -> tuple[Positions, Single]:
     """The same numbers without their order: position of each sample's best label, and labels x
     samples the confidence, or LEFT_OUT for what is not among the best."""
     keys = _falling_keys(similarity)
-    kept = _confidences(similarity).T.astype(np.float64)
+    by_label = np.ascontiguousarray(keys.T)
+    kept = _confidences(similarity).T.copy()
     if top_n < similarity.shape[1]:
         last = np.partition(keys, top_n - 1, axis=1)[:, top_n - 1]
         # Not by a mask: which label is left out is a matter of chance, and a branch costs more.
-        stays = (np.ascontiguousarray(keys.T) <= last).astype(np.float64)
+        stays = (by_label <= last).astype(np.float32)
         kept *= stays
-        kept += LEFT_OUT * (1.0 - stays)
-    return _positions(keys.min(axis=1)), kept
+        kept += LEFT_OUT * (np.float32(1) - stays)
+    return _positions(by_label.min(axis=0)), kept
 
 
 def _confidences(similarity: Single) -> Single:

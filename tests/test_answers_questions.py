@@ -520,7 +520,7 @@ def test_columns_are_the_samples(engine: Engine) -> None:
     columns = SampleColumns.of(found)
     assert columns.curve(0).tolist() == [0.8, 0.0]
     curves = columns.curves(3)
-    assert curves.curve(0).tolist() == [0.8, 0.0]
+    assert curves.curve(0).tolist() == pytest.approx([0.8, 0.0])
     assert curves.best.tolist() == [0, 2]
     assert curves.shares()[:, 0].tolist() == pytest.approx([0.8, 0.2, 0.0])
     assert curves.shares()[:, 1].tolist() == pytest.approx([0.3, 0.3, 0.4])

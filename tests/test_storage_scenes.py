@@ -138,7 +138,7 @@ def test_numbers_of_a_scene() -> None:
     (scene,) = scenes_of(mixed, [], NAMES)
     # Of the third sample only 0.7 and 0.3 for two other labels is known: nothing is left for it.
     assert scene.confidence == pytest.approx((0.8 + 0.6 + 0.0 + 0.9) / 4)
-    assert (scene.peak, scene.samples, scene.agreeing) == (0.9, 4, 0.75)
+    assert (scene.peak, scene.samples, scene.agreeing) == (pytest.approx(0.9), 4, 0.75)
 
 
 def test_what_the_best_labels_leave_over_is_shared() -> None:

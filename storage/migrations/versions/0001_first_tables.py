@@ -252,11 +252,6 @@ def upgrade() -> None:
         sa.Column("peak", sa.Double(), nullable=False),
         sa.Column("samples", sa.Integer(), nullable=False),
         sa.Column("agreeing", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["job_id", "video_id"],
-            ["job_videos.job_id", "job_videos.video_id"],
-            name="fk_scenes_job_id",
-        ),
         sa.PrimaryKeyConstraint("job_id", "video_id", "start_us", name="pk_scenes"),
     )
     op.create_index("ix_scenes_job_id", "scenes", ["job_id", "label"], unique=False)
