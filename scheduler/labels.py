@@ -61,7 +61,7 @@ def read_labels(path: Path, load_picture: LoadPicture) -> LabelSet:
 
 def picture_loader(size: int, fit: Fit) -> LoadPicture:
     """Return what prepares example pictures for a model that reads squares of `size` pixels."""
-    from workers.footage.picture import encode_jpeg, load_picture  # noqa: PLC0415 - loads OpenCV
+    from workers.footage.picture import encode_jpeg, load_picture  # noqa: PLC0415 - loads PyAV
 
     return lambda data: encode_jpeg(load_picture(data, size, fit))
 

@@ -6,12 +6,14 @@ that ends.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
@@ -20,6 +22,8 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 
 from storage.database import absolute_url, connect, reading
+
+log = logging.getLogger(__name__)
 
 MOST = 8
 """Processes at most: more wait for the database."""
@@ -33,19 +37,33 @@ _engines: list[Engine] = []
 
 @contextmanager
 def crew(engine: Engine, *, alone: bool = False) -> Iterator[Crew]:
-    """A process for each core that this one may use, or none but this one. Begin it while no
-    connection is open and no other thread runs."""
+    """A process for each core that this one may use; none but this one where it is to be `alone`,
+    or none can be begun. Begin it while no connection is open and no other thread runs."""
     processes = 1 if alone else min(MOST, _cores())
-    if processes == 1:
-        yield Crew(None)
-        return
-    engine.dispose()
-    pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(absolute_url(engine),))
+    members = Crew(None)
+    if processes > 1:
+        engine.dispose()
+        members = _begun(processes, absolute_url(engine))
     try:
-        pool.submit(os.getpid)  # they begin now
-        yield Crew(pool)
+        yield members
     finally:
-        pool.shutdown(cancel_futures=True)
+        members.end()
+
+
+def _begun(processes: int, url: str) -> Crew:
+    before = set(multiprocessing.active_children())
+    pool = None
+    try:
+        pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(url,))
+        pool.submit(os.getpid).result()  # they begin now
+    except (OSError, RuntimeError) as error:
+        log.warning("one process alone works on the answers: %s", error or type(error).__name__)
+        # The pool knows nothing of those that began before it failed.
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+            process.join()
+        pool = None
+    return Crew(pool)
 
 
 class Crew:
@@ -54,17 +72,30 @@ class Crew:
     def __init__(self, pool: ProcessPoolExecutor | None) -> None:
         self._pool = pool
 
+    def end(self) -> None:
+        """End the processes, once they are done with what they do."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
     def map(
         self,
         work: Callable[[Connection, Item], Result],
         connection: Connection,
-        items: Iterable[Item],
+        items: Sequence[Item],
     ) -> Iterator[Result]:
-        """What `work` gives of each item, in their order; it is called with the `connection`, or
-        in another process with one of its own, so all of it must pickle. Raises what it raises."""
-        if self._pool is None:
-            return map(partial(work, connection), items)
-        return self._pool.map(partial(_apart, work), items)
+        """What `work` gives of each item, in their order. It is called with the `connection`, or
+        in another process with one of its own, so all of it must pickle; where a process is killed
+        (for want of memory, say), this one does the rest. Raises what it raises."""
+        done = 0
+        if self._pool is not None:
+            try:
+                for result in self._pool.map(partial(_apart, work), items):
+                    yield result
+                    done += 1
+            except BrokenProcessPool as error:
+                log.warning("one process alone works on the rest of the answers: %s", error)
+        for item in items[done:]:
+            yield work(connection, item)
 
 
 def _cores() -> int:

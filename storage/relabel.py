@@ -31,7 +31,7 @@ from storage.database import reading, writing
 from storage.dialect import Now, among, upsert
 from storage.labels import label_set, label_vectors
 from storage.ledger import Job, JobState
-from storage.ledger.job import finish_planning_in, lock_job
+from storage.ledger.job import finish_planning_in, lock_job, reopen
 from storage.records import Gap, GapKind, JobSpec, LabelSet, VideoState
 from storage.relabelled import Answered, Question, Ranked, answers_of, paired
 from storage.schema import (
@@ -104,8 +104,9 @@ def relabel(
     *,
     answers: Callable[[int], None] = lambda samples: None,
     progress: Callable[[int], None] = lambda samples: None,
-) -> None:
-    """Fill the job made by `new_job` from the stored vectors, and close it.
+) -> bool:
+    """Fill the job made by `new_job` from the stored vectors, and close it; False where rows are
+    left to be written, by another call that is at it or by repeating this one.
 
     The label set's vectors must be stored (`labels.store_label_vectors`). `answers` is called once
     every video has its state, scenes and flags, with the number of samples whose rows are still to
@@ -119,11 +120,11 @@ def relabel(
     if matrix is None:
         raise ValueError(f"the vectors of label set {target.label_set_id} are not stored")
     sizes = _sizes(engine, source.id)
-    with (
-        crew(engine, alone=sum(sizes.values()) < _WORTH_A_CREW) as workers,
-        # One moment for all that is read here.
-        reading(engine) as connection,
-    ):
+    with reading(engine) as connection:
+        asked = [row.video_id for row in connection.execute(_waiting(source.id, target.id))]
+    few = sum(sizes.get(video_id, 0) for video_id in asked) < _WORTH_A_CREW
+    # One moment for all that this process reads.
+    with crew(engine, alone=few) as workers, reading(engine) as connection:
         waiting = connection.execute(_waiting(source.id, target.id)).all()
         old_gaps = _gaps_of(connection, source.id)
         of_job = source.id, str(source.sampling), str(source.fit), source.model
@@ -135,18 +136,23 @@ def relabel(
             (rows, {row.video_id: old_gaps.get(row.video_id, []) for row in rows})
             for rows in _batches(waiting, lambda row: sizes.get(row.video_id, 0), at_once)
         ]
-        write_answers = partial(_write_answers, engine, target.id)
-        answers(sum(_one_behind(write_answers, workers.map(ask, connection, parts))))
-        with vectors.ahead(_stored(connection, source) if waiting else ()) as stored:
-            found = (
+        found = (
+            ask(connection, part) or [] if answer is None else answer
+            for part, answer in zip(parts, workers.map(ask, connection, parts), strict=True)
+        )
+        answers(sum(_one_behind(partial(_write_answers, engine, target.id), found)))
+        workers.end()
+        ids = [row.video_id for row in waiting]
+        with vectors.ahead(vectors.of_job(connection, *of_job, ids) if ids else ()) as stored:
+            ranked = (
                 Ranked(old, SampleColumns.scored(one.times, one.vectors, matrix, target.top_n))
                 for old, one in paired(waiting, stored)
                 if one is not None
             )
             write_rows = partial(_write_rows, engine, target.id)
-            for count in _one_behind(write_rows, _batches(found, len, _SAMPLES_AT_ONCE)):
+            for count in _one_behind(write_rows, _batches(ranked, len, _SAMPLES_AT_ONCE)):
                 progress(count)
-    _finish(engine, target.id)
+    return _finish(engine, target.id)
 
 
 def _sizes(engine: Engine, job_id: int) -> dict[int, int]:
@@ -175,16 +181,18 @@ def _waiting(source: int, target: int) -> Select[*tuple[Any, ...]]:
     )
 
 
-def _finish(engine: Engine, job_id: int) -> None:
-    """Let the job close, unless another relabelling of it is still to write rows."""
+def _finish(engine: Engine, job_id: int) -> bool:
+    """Let the job close, unless rows of it are still to be written; whether it was."""
     with writing(engine) as connection:
         lock_job(connection, job_id)
         unwritten = select(job_videos.c.video_id).where(
             job_videos.c.job_id == job_id, without_rows(job_id, job_videos.c.video_id)
         )
-        if connection.execute(unwritten.limit(1)).first() is None:
+        whole = connection.execute(unwritten.limit(1)).first() is None
+        if whole:
             finish_planning_in(connection, job_id)
     ledger.close_finished(engine, job_id)
+    return whole
 
 
 def _stored(connection: Connection, job: Job) -> Iterator[VideoVectors]:
@@ -248,6 +256,9 @@ def _write_answers(engine: Engine, job_id: int, batch: Sequence[Answered]) -> in
                 there.remove(row.video_id)
         _clear(connection, job_id, there)
         mine = [by_id[video_id] for video_id in sorted(there)]
+        if mine:
+            # Another call may have let it close meanwhile, when these had their rows.
+            reopen(connection, job_id, planning_finished=False)
         upsert(connection, job_videos, [{"job_id": job_id, **video.row} for video in mine])
         _write_found(connection, job_id, [video for video in mine if video.task])
     return sum(video.samples for video in batch)

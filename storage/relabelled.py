@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, Row, select
 
 from storage import vectors
 from storage.columns import Curves, Ints, SampleColumns
+from storage.dialect import among
 from storage.flags import flag_rows
 from storage.ledger.closing import standing
 from storage.records import FrameRange, Gap, GapKind, Label, TaskState, VideoState
 from storage.scenes import SceneColumns, Shares, scenes_of_videos
+from storage.schema import job_videos
 from storage.scoring import Single, kept_confidences, similarities_and_changes
 from storage.vectors import BUCKET, VideoVectors
 
@@ -79,10 +81,20 @@ Part = tuple[Sequence[OldRow], dict[int, list[Gap]]]
 """Videos by number, and their gaps by number of video."""
 
 
-def answers_of(connection: Connection, part: Part, question: Question) -> list[Answered]:
-    """The answers for some videos."""
+def answers_of(connection: Connection, part: Part, question: Question) -> list[Answered] | None:
+    """The answers for some videos; None where they are no longer what they were in the job, as a
+    process may find that reads it later."""
     rows, old_gaps = part
-    stored = vectors.of_job(connection, *question.job, [row.video_id for row in rows])
+    ids = [row.video_id for row in rows]
+    job_id = question.job[0]
+    now = select(job_videos.c.video_id, job_videos.c.closed_ms).where(
+        job_videos.c.job_id == job_id, among(connection, job_videos.c.video_id, ids)
+    )
+    if {tuple(row) for row in connection.execute(now)} != {
+        (row.video_id, row.closed_ms) for row in rows
+    }:
+        return None
+    stored = vectors.of_job(connection, *question.job, ids)
     of_videos = [
         judged(row, found, question.matrix, question.top_n) for row, found in paired(rows, stored)
     ]

@@ -46,6 +46,14 @@ def refused(_: Connection, number: int) -> int:
     return number
 
 
+def killed_elsewhere(_: Connection, asked: tuple[int, int]) -> int:
+    """Ends any process but the one that asks."""
+    asks, number = asked
+    if os.getpid() != asks and number == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
 def test_answers_come_in_the_order_of_the_questions(engine: Engine) -> None:
     """Other processes ask a connection of their own; alone it is this one that asks."""
     for alone in (False, True):
@@ -65,6 +73,38 @@ def test_what_goes_wrong_in_a_process_is_raised_here(engine: Engine) -> None:
         list(workers.map(refused, connection, range(10)))
     with reading(engine) as connection:
         assert connection.scalar(text("SELECT 1")) == 1
+
+
+def test_who_is_left_alone_does_the_rest(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    """A process that is killed, as for want of memory, costs time and no answer."""
+    with crew(engine) as workers, reading(engine) as connection:
+        found = list(
+            workers.map(killed_elsewhere, connection, [(os.getpid(), n) for n in range(9)])
+        )
+    assert found == list(range(9))
+    assert "one process alone works on the rest" in caplog.text
+
+
+def test_where_no_process_can_be_begun_this_one_works(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A limit of processes that is reached with the second one leaves none behind."""
+    fork = os.fork
+    begun: list[int] = []
+
+    def limited() -> int:
+        if begun:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        begun.append(fork())
+        return begun[0]
+
+    monkeypatch.setattr(os, "fork", limited)
+    with crew(engine) as workers, reading(engine) as connection:
+        found = [number for number, _ in workers.map(squared, connection, range(3))]
+    assert found == [0, 1, 4]
+    assert "one process alone" in caplog.text
+    assert len(begun) == 1
+    assert not _runs(begun[0])
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

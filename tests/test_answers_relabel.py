@@ -252,22 +252,27 @@ def test_what_was_answered_anew_gets_new_rows(engine: Engine) -> None:
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
-    """Let something happen between the reading of a relabelling and its first writing."""
-    write = relabel._write_answers
+    """Let something happen between what a relabelling reads first and what answers come of it."""
+    read = relabel._gaps_of
 
-    def late(*arguments: Any) -> int:
-        monkeypatch.setattr(relabel, "_write_answers", write)
+    def late(connection: Any, job_id: int) -> Any:
+        monkeypatch.setattr(relabel, "_gaps_of", read)
+        found = read(connection, job_id)
         happens()
-        return write(*arguments)
+        return found
 
-    monkeypatch.setattr(relabel, "_write_answers", late)
+    monkeypatch.setattr(relabel, "_gaps_of", late)
 
 
+@pytest.mark.parametrize("together", [False, True])
 def test_what_becomes_of_the_old_job_meanwhile_loses_nothing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
     """The old job is purged, or one of its videos is done anew, while it is relabelled: the new one
     holds what was read, and the same command again what is new."""
+    if together:
+        monkeypatch.setattr(crew, "_cores", lambda: 2)
+        monkeypatch.setattr(relabel, "_WORTH_A_CREW", 0)
     old = planned(engine, 8, 12)
     job = done(engine, old.job_id, directions(3, 2))
     changed, _ = old.video_ids
@@ -333,6 +338,27 @@ def test_a_video_that_is_purged_meanwhile_leaves_nothing(
     meanwhile(monkeypatch, purge_new)
     with pytest.raises(CannotRelabel, match="was purged while it was filled"):
         relabel.relabel(engine, job, again)
+
+
+def test_a_job_with_rows_to_come_does_not_close(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another relabelling that ends meanwhile does not close the job over answers without rows."""
+    old = planned(engine, 8)
+    job = done(engine, old.job_id, directions(3, 2))
+    target = relabel.new_job(engine, job, NEW)
+    store_label_vectors(engine, target.label_set_id, target.model, LABEL_VECTORS)
+    meanwhile(monkeypatch, lambda: relabel._finish(engine, target.id))
+
+    def cut_off(_: int) -> None:
+        assert not relabel._finish(engine, target.id)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        relabel.relabel(engine, job, target, answers=cut_off)
+    assert ledger.get_job(engine, target.id).state is JobState.RUNNING
+    assert relabel.relabel(engine, job, target)
+    assert ledger.get_job(engine, target.id).state is JobState.CLOSED
 
 
 def test_many_labels_are_answered_for_a_few_videos_at_a_time(

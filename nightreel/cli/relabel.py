@@ -107,7 +107,9 @@ def relabel(  # noqa: PLR0917 - one parameter an option
             written += count
             show(written, samples)
 
-        relabelling.relabel(database, source, target, answers=answer, progress=advance)
+        whole = relabelling.relabel(database, source, target, answers=answer, progress=advance)
+    if not whole:
+        say("not all rows are written: the job changed meanwhile; repeat the command")
     if unsaid is not None:
         raise unsaid
     return code

@@ -102,10 +102,14 @@ class Upright:
         """`width` and `height` are those of the upright picture."""
         self._width, self._height = width, height
         self._scaler = VideoReformatter()
+        self._turn: float | None = None
+        self._upright = (0, False)
 
     def picture(self, frame: VideoFrame) -> Picture:
         """The frame as a picture of that size. Raises av.error.FFmpegError."""
-        rotation, mirrored = orientation(frame)
+        if frame.rotation != self._turn:  # looking costs a pass over the whole picture
+            self._turn, self._upright = frame.rotation, orientation(frame)
+        rotation, mirrored = self._upright
         turned = rotation in (90, 270)
         width, height = (self._height, self._width) if turned else (self._width, self._height)
         high_range = frame.color_trc in _PQ_HLG
