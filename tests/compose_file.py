@@ -186,7 +186,7 @@ class Started:
         """All that it has written."""
         return self._log.read_text("utf-8", "replace")
 
-    def until_healthy(self, limit_s: float = 60) -> None:
+    def until_healthy(self, limit_s: float = 120) -> None:
         """Ask its health check until it holds."""
         deadline = time.monotonic() + limit_s
         while not self.place.healthy(self._service):

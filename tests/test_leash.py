@@ -38,7 +38,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 10.0) -> bool:
+def wait_until(condition, seconds: float = 40.0) -> bool:
     """Poll until `condition()` holds; False if it does not in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -165,11 +165,15 @@ def test_a_request_that_gives_up_waiting_leaves_its_turn_to_the_next() -> None:
 
     concurrency = Concurrency(1)
     running = concurrency.begin()
+
+    def begin_for_a_moment() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        concurrency.begin()
+
     before = signal.signal(signal.SIGALRM, give_up)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(GaveUp):
-            concurrency.begin()
+            begin_for_a_moment()
     finally:
         signal.signal(signal.SIGALRM, before)
     concurrency.end(running, refused=False)
@@ -212,16 +216,22 @@ def test_an_idle_time_is_made_up_for_by_a_moment(redis_url: str, clock: Clock) -
 
 def test_the_rate_is_kept_by_the_clock_of_redis(redis_url: str) -> None:
     """Threads that really wait make no more calls than the rate allows, and hardly fewer."""
-    limits = [RateLimit(Shared(redis_url), ENDPOINT, 200) for _ in range(4)]
-    start = time.monotonic()
 
-    def call(n: int) -> float:
-        time.sleep(limits[n % 4].wait_s())
-        return time.monotonic() - start
+    def took_s(endpoint: str) -> float:
+        limits = [RateLimit(Shared(redis_url), endpoint, 200) for _ in range(4)]
+        start = time.monotonic()
 
-    with ThreadPoolExecutor(4) as pool:
-        last = max(pool.map(call, range(200)))
-    assert (200 - 20) / 200 <= last < 2.5
+        def call(n: int) -> float:
+            time.sleep(limits[n % 4].wait_s())
+            return time.monotonic() - start
+
+        with ThreadPoolExecutor(4) as pool:
+            last = max(pool.map(call, range(200)))
+        assert last >= (200 - 20) / 200
+        return last
+
+    # A machine may stand still once.
+    assert any(took_s(f"{ENDPOINT}/{again}") < 2.5 for again in range(3))
 
 
 def test_keys_are_named_and_do_not_stay(redis_url: str) -> None:
@@ -537,10 +547,13 @@ with Shared({redis_url!r}, "q").turn("labels"):
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         process.kill()
-    start = time.monotonic()
-    with Shared(redis_url, "q").turn("labels"):
-        assert time.monotonic() - start < TURN_S + 3
     with redis.Redis.from_url(redis_url) as client:
+        (name,) = client.keys("nightreel:turn:*")
+        dead = client.get(name)
+        # By the clock of Redis, whatever this machine is busy with.
+        assert 0 < client.pttl(name) <= TURN_S * 1000
+        with Shared(redis_url, "q").turn("labels"):
+            assert client.get(name) not in (None, dead)
         assert client.keys("nightreel:turn:*") == []
 
 
@@ -548,11 +561,12 @@ def test_a_turn_lasts_while_its_holder_lives(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is asked for anew before it runs out."""
-    monkeypatch.setattr("workers.shared.TURN_S", 0.3)
+    turn_s = 4.5
+    monkeypatch.setattr("workers.shared.TURN_S", turn_s)
     with Shared(redis_url, "q").turn("labels"), redis.Redis.from_url(redis_url) as client:
         (name,) = client.keys("nightreel:turn:*")
         token = client.get(name)
-        deadline = time.monotonic() + 1.0
+        deadline = time.monotonic() + 1.2 * turn_s
         while time.monotonic() < deadline:
             assert client.get(name) == token
-            time.sleep(0.02)
+            time.sleep(0.05)

@@ -379,13 +379,13 @@ def test_a_receiver_that_stays_away_is_given_up_after_a_day(
     engine.dispose()
 
 
-def sockets() -> int:
+def sockets() -> set[str]:
     """Sockets that this process holds open."""
-    held = 0
+    held = set()
     for descriptor in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
-            held += os.readlink(descriptor).startswith("socket:")
-    return held
+            held.add(os.readlink(descriptor))
+    return {target for target in held if target.startswith("socket:")}
 
 
 DRIPS = {
@@ -436,7 +436,7 @@ def test_a_hostile_receiver_is_left_in_time(
         assert set(threading.enumerate()) - threads <= {receiving}
         gone.set()
         receiving.join()
-        assert sockets() == held
+        assert sockets() <= held
     (event,) = stored(engine)
     assert (event.state, event.attempts, event.error) == (EventState.PENDING, 1, error)
     engine.dispose()
@@ -447,7 +447,7 @@ def test_a_receiver_that_is_away_holds_up_no_other(
 ) -> None:
     """However many of its events are due, one of them is tried at a time, and the others' are told
     meanwhile."""
-    monkeypatch.setattr(notify, "DEADLINE_S", 0.5)
+    monkeypatch.setattr(notify, "DEADLINE_S", 4.0)
     with socket.create_server(("127.0.0.1", 0)) as away:
         for number in range(1, 101):
             with_event(engine, f"http://127.0.0.1:{away.getsockname()[1]}/{number}", number)
@@ -600,7 +600,8 @@ def test_an_event_is_one_notifiers_at_a_time(engine: Engine, receiver: Receiver)
         thread.start()
     for thread in threads:
         thread.join()
-    assert others == [False]
+    assert others
+    assert not any(others)
     ids = [headers["Nightreel-Event-Id"] for _, headers, _ in receiver.got]
     assert sorted(ids) == [f"event-{number}" for number in range(1, 9)]
     assert {event.state for event in stored(engine)} == {EventState.DELIVERED}

@@ -209,7 +209,7 @@ def test_a_known_identity_is_not_hashed_again(tmp_path: Path) -> None:
     assert answer.content_id == "known already"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(200)
 def test_a_file_that_kills_its_process_is_rejected_alone(tmp_path: Path) -> None:
     """A process that dies is tried once more; the file that does it again is rejected, and the
     files behind it are answered as ever."""
@@ -246,7 +246,7 @@ def _target(fd: Path) -> str:
         return ""
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(200)
 def test_stopping_ends_a_probe_in_the_middle_of_a_file(tmp_path: Path) -> None:
     """Once told to stop, nothing is waited for and no process stays."""
     slow_file(tmp_path / "a.mp4")

@@ -82,10 +82,10 @@ def refusing(
     service.start()
     yield made
     made.client.close()
-    service.stop()
+    service.stop(kill=True)  # one that cannot save would refuse to end
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(400)
 def test_a_redis_that_refuses_is_waited_for(
     refusing: Refusing, tmp_path: Path, sqlite_url: str, redis_url: str
 ) -> None:
@@ -110,7 +110,7 @@ def test_a_redis_that_refuses_is_waited_for(
             )
         leased = "SELECT COUNT(*) FROM tasks WHERE state = 'leased'"
         wait_until(lambda: not farm.count(leased), "what was at work has ended")
-        assert "messages wait in the ledger" in scheduler.said()
+        wait_until(lambda: "messages wait in the ledger" in scheduler.said(), "it is said")
         assert [part.process.poll() for part in farm.parts] == [None] * 4
         refusing.relent()
         farm.finish()

@@ -89,7 +89,7 @@ def _hear_signals() -> None:
 def nightreel(folder: Path, *arguments: str, **settings: str) -> tuple[int, str, str]:
     process = start(folder, *arguments, **settings)
     try:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -127,7 +127,7 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def wait_until(condition: Any, seconds: float = 30.0) -> None:
+def wait_until(condition: Any, seconds: float = 90.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -239,7 +239,7 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(
     assert classify(calm, api)[0] == 0
 
     def slowly(handler: Any, body: dict[str, Any]) -> None:
-        time.sleep(30)
+        time.sleep(100)
 
     images = sum("embed_image" in path for path, _, _ in api.requests)
     api.always = slowly
@@ -250,10 +250,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_results(
     )
     wait_until(lambda: sum("embed_image" in path for path, _, _ in api.requests) > images)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "resumes" in err
-    wait_until(lambda: processes_of(tmp_path) == [], 10)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
     api.always = None
     code, _, err = classify(tmp_path, api)
     assert code == 0, err
@@ -272,7 +272,7 @@ def test_a_resumed_run_asks_the_endpoint_nothing_again(
 
     def slowly(handler: Any, body: dict[str, Any]) -> None:
         if body.get("image") != question:
-            time.sleep(30)
+            time.sleep(100)
         answer_with(200, {"embeddings": [[1.0, 2.0], [2.0, 1.0]]})(handler, body)
 
     api.always = slowly
@@ -283,7 +283,7 @@ def test_a_resumed_run_asks_the_endpoint_nothing_again(
     )
     wait_until(lambda: len(api.requests) > asked())
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert asked() == 1
     api.always = None
@@ -297,7 +297,7 @@ def test_a_killed_run_leaves_no_process_and_resumes(
     tmp_path: Path, archive: Path, api: ContractServer
 ) -> None:
     """After `kill -9` of the command nothing of it runs on, and the same command finishes."""
-    api.always = lambda handler, body: time.sleep(30)
+    api.always = lambda handler, body: time.sleep(100)
     process = start(
         tmp_path,
         *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
@@ -306,7 +306,7 @@ def test_a_killed_run_leaves_no_process_and_resumes(
     wait_until(lambda: len(api.requests) > 0)
     process.kill()
     process.communicate()
-    wait_until(lambda: processes_of(tmp_path) == [], 15)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
     api.always = None
     code, rows, err = classify(tmp_path, api)
     assert code == 0, err
@@ -340,7 +340,7 @@ def test_killed_workers_are_replaced(
         if b"celery" in _command_line(pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert {row["state"] for row in json.loads(out)} == {"complete"}
     assert "started again" in err
@@ -365,7 +365,7 @@ def test_a_killed_queue_is_replaced(tmp_path: Path, archive: Path, api: Contract
     (queue,) = Path(f"/proc/{leash}/task/{leash}/children").read_text().split()
     os.kill(int(queue), signal.SIGKILL)
     api.always = None
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert {row["state"] for row in json.loads(out)} == {"complete"}
     assert "the queue process ended and was started again" in err
@@ -399,14 +399,15 @@ def test_an_api_that_is_away_for_a_while_costs_nothing(
 ) -> None:
     """503 to every call for some seconds delays the run and spends no attempt. One line says so,
     with the API's word, and one that it is over."""
+    # Tasks rest for so long that the run, which looks now and then, cannot miss it.
+    api.always = answer_with(503, {"message": "loading"}, {"Retry-After": "5"})
     process = start(
         tmp_path, *("run", "archive", "--api", api.url, "--label", "red", "--label", "blue"),
         *("--workers", "1", "--format", "json"), NIGHTREEL_API_ATTEMPTS="1",
     )  # fmt: skip
-    api.always = answer_with(503, {"message": "loading"}, {"Retry-After": "1"})
     wait_until(lambda: len(api.requests) >= 3)
     api.always = None
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     said = [line for line in err.splitlines() if line.startswith("the API ")]
     assert said == [
@@ -521,7 +522,7 @@ def test_two_runs_of_one_job_share_its_work(
         *("--workers", "1", "--format", "json"),
     )
     both = [start(tmp_path, *command) for _ in range(2)]
-    ended = [process.communicate(timeout=110) for process in both]
+    ended = [process.communicate(timeout=180) for process in both]
     assert [process.returncode for process in both] == [0, 0], ended
     calm = tmp_path / "calm"
     calm.mkdir()
@@ -597,7 +598,7 @@ def test_scenes_follow_what_the_pictures_show(tmp_path: Path, api: ContractServe
     found = [(one["label"], one["start_s"], one["end_s"]) for one in json.loads(out)]
     assert found == [("reddish", 0.0, 6.0), ("bluish", 6.0, 11.0)]
     _, table, _ = nightreel(tmp_path, "scenes")
-    assert "0:00:06.000" in table
+    assert "0:06.000" in table
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json", "table"])
@@ -621,13 +622,13 @@ def test_other_ways_to_be_ended_are_interruptions_too(
     tmp_path: Path, archive: Path, api: ContractServer, number: signal.Signals
 ) -> None:
     """A closed terminal and a plain `kill` end a run as Ctrl-C does."""
-    api.always = lambda handler, body: time.sleep(30)
+    api.always = lambda handler, body: time.sleep(100)
     process = start(tmp_path, "run", "archive", "--api", api.url, "--workers", "1")
     wait_until(lambda: len(api.requests) > 0)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    wait_until(lambda: processes_of(tmp_path) == [], 10)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
 
 
 def test_a_run_killed_while_it_reads_files_leaves_no_process(
@@ -637,7 +638,7 @@ def test_a_run_killed_while_it_reads_files_leaves_no_process(
     (tmp_path / "archive").mkdir()
     make_clip(tmp_path / "archive" / "a.mp4", [("red", 2)])
     (tmp_path / "archive" / "large.mp4").write_bytes(b"")
-    os.truncate(tmp_path / "archive" / "large.mp4", 60 << 30)  # sparse: a minute to hash
+    os.truncate(tmp_path / "archive" / "large.mp4", 240 << 30)  # sparse: minutes to hash
     process = start(tmp_path, "run", "archive", "--api", api.url, "--workers", "1")
 
     def probing() -> bool:
@@ -647,7 +648,7 @@ def test_a_run_killed_while_it_reads_files_leaves_no_process(
     wait_until(probing)
     process.kill()
     process.communicate()
-    wait_until(lambda: processes_of(tmp_path) == [], 15)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
 
 
 def _command_line(pid: int) -> bytes:
@@ -669,14 +670,14 @@ def test_ctrl_c_while_a_large_file_is_read_is_obeyed_at_once(
     """Nobody waits for the hash of a large file after Ctrl-C."""
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "large.mp4").write_bytes(b"")
-    os.truncate(tmp_path / "archive" / "large.mp4", 60 << 30)
+    os.truncate(tmp_path / "archive" / "large.mp4", 240 << 30)
     process = start(tmp_path, command, "archive", "--api", api.url)
     wait_until(lambda: any(b"spawn_main" in _command_line(p) for p in processes_of(tmp_path)))
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "Traceback" not in err
-    wait_until(lambda: processes_of(tmp_path) == [], 10)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
 
 
 def test_the_key_is_given_to_workers_alone(
@@ -684,7 +685,7 @@ def test_the_key_is_given_to_workers_alone(
 ) -> None:
     """No child but the workers has the key, nor passwords of others, in its environment."""
     api.key = "rf_key_for_workers_only"
-    api.always = lambda handler, body: time.sleep(30)
+    api.always = lambda handler, body: time.sleep(100)
     process = start(
         tmp_path, "run", "archive", "--api", api.url, "--workers", "1", NIGHTREEL_API_KEY=api.key
     )
@@ -695,7 +696,7 @@ def test_the_key_is_given_to_workers_alone(
         if pid != process.pid and api.key.encode() in _told_by_the_kernel(pid, "environ")
     ]
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert having
     assert all(b"celery" in line for line in having)
     assert not any(api.key.encode() in line for line in having)
@@ -726,10 +727,10 @@ def test_a_killed_leash_leaves_no_worker_behind(
     for pid in leashes:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
     assert leashes
-    wait_until(lambda: processes_of(tmp_path) == [], 10)
+    wait_until(lambda: processes_of(tmp_path) == [], 30)
 
 
 def test_a_copy_is_said_to_be_one_and_a_moved_file_is_not(

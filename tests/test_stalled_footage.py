@@ -34,7 +34,7 @@ from workers.settings import QueueSettings
 
 QUEUE = "stalled"
 SECONDS = 8
-STALL_S = 1.5
+STALL_S = 5.0
 ONE_PER_SECOND = Sampling(rate=Fraction(1))
 
 IMPATIENT = f"""
@@ -163,7 +163,7 @@ def working(folder: Path, settings: dict[str, str]) -> Iterator[None]:
     try:
         yield
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(30) == 0
+        assert worker.wait(60) == 0
     finally:
         if worker.poll() is None:
             os.killpg(worker.pid, signal.SIGKILL)

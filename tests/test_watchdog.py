@@ -102,7 +102,7 @@ class Worker:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -139,7 +139,7 @@ def test_a_deaf_worker_is_ended(
     worker = start(1.5, queue="another", app="workers.app", database_url=sqlite_url)
     worker.until("ready")
     send(redis_url, 0)
-    assert worker.process.wait(20) == 1
+    assert worker.process.wait(60) == 1
     assert worker.log.read_text().count("messages wait and this worker took none for 1.5 s") == 1
 
 
@@ -150,7 +150,7 @@ def test_a_frozen_worker_is_ended_all_the_same(
     worker = start(1.0, more=FREEZES)
     worker.until("Connected")
     send(redis_url, 0)
-    assert worker.process.wait(20) == 1
+    assert worker.process.wait(60) == 1
 
 
 def test_a_working_worker_is_left_alone(start: Callable[..., Worker], redis_url: str) -> None:
