@@ -18,12 +18,17 @@ from storage.exits import ExitCode
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table as RichTable
 
 Row = Mapping[str, Any]
 Justify = Literal["left", "right"]
 VIDEO = "video"
 """Key of the column of paths."""
 FORMATS = ("table", "json", "jsonl", "csv")
+FOLDED_CHARACTERS, FOLDED_LINES = 10, 4
+"""Texts in a table are folded no narrower than this, and into so many lines on average at most."""
+GAP = 2
+"""Characters between two columns."""
 
 
 class OutputError(Exception):
@@ -102,25 +107,76 @@ def console() -> Console:
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str]) -> None:
-    from rich import box
-    from rich.table import Table
+    """A table, or on a terminal that is too narrow for it a line for each field. What all paths
+    have in common stands once, above it."""
     from rich.text import Text
 
     shown = console()
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1))
-    for column in columns:
-        table.add_column(column.title, justify=column.justify, overflow="fold")
-    folder = _common_folder([row[VIDEO] for row in rows if row.get(VIDEO)])
-    for row in rows:
-        cells = {column.key: column.show(row[column.key]) for column in columns}
-        if folder:
-            cells[VIDEO] = cells[VIDEO].removeprefix(folder)
-        table.add_row(*map(Text, cells.values()))
-    if folder:
-        shown.print(Text(f"Videos in {folder}", style="dim"))
-    shown.print(table)
+    videos = [row[VIDEO] for row in rows if row.get(VIDEO)]
+    common = _common_folder(videos)
+    if len(videos) > 1 and len(set(videos)) == 1:
+        shown.print(Text(f"Video {videos[0]}", style="dim"))
+        columns = [column for column in columns if column.key != VIDEO]
+    elif common:
+        shown.print(Text(f"Videos in {common}", style="dim"))
+    cells = [
+        [
+            column.show(row[column.key]).removeprefix(common if column.key == VIDEO else "")
+            for column in columns
+        ]
+        for row in rows
+    ]
+    for one in _as_table(cells, columns, shown.width) or _as_lines(cells, columns):
+        shown.print(one)
     for notice in notices:
         shown.print(Text(f"NOTE: {notice}", style="bold yellow"))
+
+
+def _as_table(
+    cells: Sequence[Sequence[str]], columns: Sequence[Column], width: int
+) -> list[RichTable]:
+    """Numbers are never broken over two lines; none where that and a few letters of each text do
+    not fit into `width` characters."""
+    from rich import box
+    from rich.cells import cell_len
+    from rich.table import Table
+    from rich.text import Text
+
+    longest, narrowest = [], []
+    for at, column in enumerate(columns):
+        lengths = [cell_len(row[at]) for row in cells] or [0]
+        folded = max(FOLDED_CHARACTERS, sum(lengths) // len(lengths) // FOLDED_LINES)
+        held = max(lengths) if column.justify == "right" else min(max(lengths), folded)
+        longest.append(max(lengths))
+        narrowest.append(max(held, *map(cell_len, column.title.split())))
+    gaps = GAP * (len(columns) - 1)
+    if sum(narrowest) + gaps > width:
+        return []
+    titles = [cell_len(column.title) for column in columns]
+    fits = sum(map(max, titles, longest)) + gaps <= width
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0))
+    for column, least in zip(columns, narrowest, strict=True):
+        whole = least if column.justify == "right" and not fits else None
+        table.add_column(column.title, justify=column.justify, overflow="fold", width=whole)
+    for row in cells:
+        table.add_row(*map(Text, row))
+    return [table]
+
+
+def _as_lines(cells: Sequence[Sequence[str]], columns: Sequence[Column]) -> Iterator[RichTable]:
+    """What stands in each row, and an empty line below it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for row in cells:
+        lines = Table.grid(padding=(0, GAP, 0, 0))
+        lines.add_column(style="bold")
+        lines.add_column(overflow="fold")
+        for column, cell in zip(columns, row, strict=True):
+            if cell:
+                lines.add_row(column.title, Text(cell))
+        lines.add_row()
+        yield lines
 
 
 def _common_folder(paths: Sequence[str]) -> str:
@@ -154,13 +210,14 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """A place in a video: `0:02:05.250`."""
+    """A place in a video: `2:05.250`, `1:02:05.250`."""
     if seconds is None:
         return ""
     milliseconds = round(seconds * 1000)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+    rest = f"{milliseconds // 1000:02}.{milliseconds % 1000:03}"
+    return f"{hours}:{minutes:02}:{rest}" if hours else f"{minutes}:{rest}"
 
 
 def percent(share: float | None) -> str:
