@@ -110,11 +110,8 @@ class Archive:
 
     def video(self, name: str | int, job: int | None = None) -> int:
         """The number of the one video of this name. Raises `storage.summaries.NoSuchVideo`, and
-        ValueError where the name fits several."""
-        found = stored_summaries.find_videos(self.engine, self.job(job).id, str(name))
-        if len(found) > 1:
-            raise ValueError(f"{name!r} names the videos {found}: give more of the path")
-        return found[0]
+        `SeveralVideos`, a ValueError, where the name fits several."""
+        return stored_summaries.find_video(self.engine, self.job(job).id, str(name))
 
     def coverage(self, job: int | None = None) -> list[VideoCoverage]:
         """What of each video was analysed, and what was not, and why."""
@@ -161,7 +158,8 @@ class Archive:
         )
 
     def flags(self, job: int | None = None) -> list[FlaggedRange]:
-        """What labels with a threshold have raised, worst first."""
+        """What labels with a threshold have raised, worst first. Raises
+        `storage.flags.NothingWatched` where the job has none."""
         return flags.flagged(self.engine, self.job(job).id)
 
     def highlights(
@@ -190,9 +188,13 @@ class Archive:
         apart_s: float = 5.0,
         job: int | None = None,
     ) -> list[Hit]:
-        """The moments nearest to a vector of the job's model, or to a text that `nightreel search`
-        has asked for before (only then its vector is known). KeyError for any other text,
-        ValueError for a vector of another dimension or without a direction."""
+        """The moments nearest to a vector, or to a text that `nightreel search` has asked for
+        before (only then its vector is known): among all that the latest job's model has embedded,
+        whichever job sampled it (`v_videos` has every video), or among the videos of `job`.
+
+        KeyError for any other text, ValueError for a vector of another dimension or without a
+        direction.
+        """
         apart_us = _microseconds("apart_s", apart_s)
         asked = self.job(job)
         if isinstance(query, str):
@@ -206,8 +208,12 @@ class Archive:
             if not 0 < length < math.inf:
                 raise ValueError(f"a vector of length {length} has no direction to search in")
             vector = (given / length).astype(np.float32)
-        stored = self.vectors(job)
+        stored = self._of_model(asked.model) if job is None else self.vectors(job)
         return nearest.search(stored, vector, top=top, apart_us=apart_us)
+
+    def _of_model(self, model: str) -> Iterator[VideoVectors]:
+        with database.reading(self.engine) as connection:
+            yield from vectors.of_model(connection, model)
 
     def query(self, sql: str, **parameters: Any) -> list[dict[str, Any]]:
         """The rows of one SELECT as dictionaries; `:name` in it stands for a parameter, also

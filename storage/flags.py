@@ -8,18 +8,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, func, select
 
 from storage.columns import Curves, SampleColumns, columns_in
 from storage.database import reading
 from storage.dialect import among
+from storage.exits import ExitCode
 from storage.labels import labels_in
 from storage.records import Label
-from storage.schema import flags
+from storage.schema import flags, job_videos, jobs, label_sets
+from storage.schema import labels as label_rows
 
 JOIN_US = 2_000_000
 """Flagged samples that stand no further apart are one range: a moment's doubt cuts it no more than
 it cuts a scene."""
+_NAMED = 5
+"""Jobs that an error names at most."""
+
+
+class NothingWatched(Exception):
+    """No label of the job has a flag to raise: that none is raised says nothing."""
+
+    code = ExitCode.USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +52,54 @@ def flagged(
     engine: Engine, job_id: int, video_ids: Collection[int] | None = None
 ) -> list[FlaggedRange]:
     """What the job's closed videos raise, or some of them: the worst first, which is the highest
-    peak, then the longest."""
+    peak, then the longest. Raises NothingWatched, naming jobs that would do."""
     query = select(flags.c.video_id).distinct().where(flags.c.job_id == job_id)
     found: list[FlaggedRange] = []
     with reading(engine) as connection:
         if video_ids is not None:
             query = query.where(among(connection, flags.c.video_id, video_ids))
         labels = labels_in(connection, job_id)
+        if all(label.flag is None for label in labels):
+            raise NothingWatched(_nothing_watched(connection, job_id, video_ids))
         for video_id in connection.scalars(query).all():
             found += _ranges(video_id, columns_in(connection, job_id, video_id), labels)
     return sorted(
         found,
         key=lambda one: (-one.peak, one.start_us - one.end_us, one.video_id, one.start_us),
     )
+
+
+def watches(engine: Engine, job_id: int) -> bool:
+    """Whether some label of the job has a flag to raise."""
+    with reading(engine) as connection:
+        return any(label.flag is not None for label in labels_in(connection, job_id))
+
+
+def _nothing_watched(connection: Connection, job_id: int, video_ids: Collection[int] | None) -> str:
+    """What is wrong, and the latest jobs that can answer instead: of the same videos, if they are
+    named."""
+    query = (
+        select(jobs.c.id, label_sets.c.name)
+        .join(label_sets, label_sets.c.id == jobs.c.label_set_id)
+        .where(
+            jobs.c.label_set_id.in_(
+                select(label_rows.c.label_set_id).where(label_rows.c.flag.is_not(None))
+            )
+        )
+    )
+    if video_ids is not None:
+        held = select(func.count()).where(
+            job_videos.c.job_id == jobs.c.id, among(connection, job_videos.c.video_id, video_ids)
+        )
+        query = query.where(held.scalar_subquery() == len(video_ids))
+    others = connection.execute(query.order_by(jobs.c.id.desc()).limit(_NAMED)).all()
+    able = ", ".join(f"`--job {number}` ({name})" for number, name in others)
+    remedy = (
+        f"ask one that can: {able}"
+        if able
+        else f"give it others with `nightreel relabel {job_id} --labels FILE`"
+    )
+    return f"job {job_id} cannot flag anything, as none of its labels has a `threshold`; {remedy}"
 
 
 def flag_rows(samples: SampleColumns | Curves, labels: Sequence[Label]) -> list[dict[str, Any]]:

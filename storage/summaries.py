@@ -12,13 +12,23 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, or_, select
 from storage.coverage import coverage
 from storage.database import reading
 from storage.dialect import among
+from storage.exits import ExitCode
 from storage.records import Scene, VideoState, shown_path
 from storage.scenes import scenes
 from storage.schema import files, flags, job_videos, jobs, labels, videos
 
+_NAMED = 10
+"""Videos that an error names at most."""
+
 
 class NoSuchVideo(Exception):
     """The job holds no such video."""
+
+
+class SeveralVideos(ValueError):
+    """The text names several videos of the job where one is asked for."""
+
+    code = ExitCode.USAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +198,27 @@ def find_videos(engine: Engine, job_id: int, text: str) -> list[int]:
     if not found:
         raise NoSuchVideo(
             f"job {job_id} has no video {shown_path(os.fsencode(text))!r}: "
-            "give a path, a file name, or a number as `nightreel summary` shows them"
+            "give a path, a file name, or a number (`video_id` of "
+            f"`nightreel summary --job {job_id} --format csv`)"
         )
     return found
+
+
+def find_video(engine: Engine, job_id: int, text: str) -> int:
+    """The job's one video that the text names (`videos_named`).
+
+    Raises NoSuchVideo, and SeveralVideos with the number and path of each, of ten at most.
+    """
+    found = find_videos(engine, job_id, text)
+    if len(found) == 1:
+        return found[0]
+    paths = known_places(engine, found[:_NAMED])
+    listed = "; ".join(f"{one}: {paths.get(one) or nowhere(one)}" for one in found[:_NAMED])
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    raise SeveralVideos(
+        f"{shown_path(os.fsencode(text))!r} names {len(found)} videos: give more of the path, or "
+        f"the number of one ({listed}{more})"
+    )
 
 
 def videos_named(connection: Connection, text: str, *among_those: ColumnElement[bool]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -31,9 +32,9 @@ TIMELINE = ("export", "timeline", "v0.mp4", "--as", "otio")
 
 @pytest.fixture
 def filled(sqlite_url: str) -> str:
-    """The URL of a database with a job that is done."""
+    """The URL of a database with a job that is done, and has seen all of its videos."""
     engine = database.connect(sqlite_url)
-    done(engine, planned(engine, 20, 7).job_id, directions(3, 2))
+    done(engine, planned(engine, 5, 4).job_id, directions(3, 2))
     engine.dispose()
     return sqlite_url
 
@@ -69,6 +70,35 @@ def test_a_full_disk_is_one_line(filled: str, words: tuple[str, ...]) -> None:
         )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr == "nightreel: the rows cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_characters_that_standard_output_cannot_hold_are_escaped(
+    filled: str, encoding: str
+) -> None:
+    """A terminal or a pipe of another time gets every row; JSON says the same as ever, and a
+    person's choice of what stands for such characters is kept."""
+    name = "été \N{SNOWMAN} 雪 🎬"  # the last has two escapes in JSON, and one in Python
+    engine = database.connect(filled)
+    with writing(engine) as connection:
+        connection.execute(update(labels).values(name=name))
+    engine.dispose()
+
+    def printed(form: str, out: str) -> bytes:
+        ended = subprocess.run(
+            [NIGHTREEL, "scenes", "v0.mp4", "--format", form, "--db", filled],
+            env=os.environ | {"PYTHONIOENCODING": out},
+            capture_output=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    rows = json.loads(printed("json", encoding).decode(encoding))
+    assert rows == json.loads(printed("json", "utf-8"))
+    assert name in {row["label"] for row in rows}
+    for form in ("table", "csv"):
+        assert b"\\u2603 \\u96ea \\ud83c\\udfac" in printed(form, encoding)
+    assert b" ? ? ?" in printed("csv", f"{encoding}:replace")
 
 
 # Named outputs

@@ -24,9 +24,11 @@ from rows import (
     sample,
     spec,
     vectors_of,
+    work,
 )
 from sqlalchemy import Engine, update
 
+from nightreel.archive import Archive
 from nightreel.cli import cli, run_command
 from nightreel.cli.likes import labels_like
 from scheduler.labels import LabelsError
@@ -34,7 +36,7 @@ from storage import ledger, results, vectors
 from storage.columns import SampleColumns
 from storage.database import reading, writing
 from storage.export import Format, Kind, export_rows
-from storage.flags import flagged
+from storage.flags import NothingWatched, flagged
 from storage.highlights import highlights
 from storage.occurrences import NoSuchLabel, occurrences
 from storage.recorded import DateSource, recorded
@@ -89,6 +91,50 @@ def test_only_videos_with_copies_show_some(engine: Engine, database_url: str) ->
     assert "+0" not in shown
 
 
+# -- numbers
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("summary",),
+        ("scenes",),
+        ("coverage",),
+        ("find", "summer"),
+        ("flags",),
+        ("highlights", "--label", "summer"),
+        ("search", "--like", "/archive/a/same.mp4@1"),
+    ],
+    ids=" ".join,
+)
+def test_videos_of_one_name_are_told_apart_by_their_numbers(
+    engine: Engine, database_url: str, words: tuple[str, ...]
+) -> None:
+    """Data name each video's number; a table does where two files are called the same. The number
+    is what a video may be asked for by."""
+    job = ledger.open_job(engine, spec())
+    for name, seconds in (("a/same", 4), ("other", 4), ("b/same", 4)):
+        add_video(engine, job.id, name, seconds)
+    ledger.finish_planning(engine, job.id)
+    while fed := ledger.feed(engine, 8, job.id):
+        for task in fed:
+            claim = claimed(engine, task)
+            seen = tuple(sample(b, 2 if b == 3 else 0) for b in claim.frame_range.buckets)
+            result = RangeResult(seen, (), pictures(claim.video_id, (0, 1, 2, 3)).tobytes(), 8)
+            assert results.commit(engine, task, claim.fence, result)
+    ledger.close_finished(engine)
+    _, rows, _ = asked(database_url, *words)
+    assert {(row["video_id"], row["video"]) for row in rows} == {
+        (1, "/archive/a/same.mp4"), (2, "/archive/other.mp4"), (3, "/archive/b/same.mp4"),
+    }  # fmt: skip
+    shown = CliRunner().invoke(cli, [*words, "--db", database_url]).stdout
+    assert "No." in shown
+    if words[0] != "search":
+        one = [*words, "3"] if words[0] != "find" else ["summary", "3"]
+        assert {row["video_id"] for row in asked(database_url, *one)[1]} == {3}
+        assert "No." not in CliRunner().invoke(cli, [*one, "--db", database_url]).stdout
+
+
 # -- find
 
 
@@ -123,8 +169,9 @@ def test_the_find_command(engine: Engine, database_url: str) -> None:
     assert code == 0
     assert rows == [
         {
-            "video": "/archive/v0.mp4", "label": "winter", "first_s": 4.0, "last_s": 9.0,
-            "total_s": 5.0, "share": 0.625, "scenes": 1, "longest_s": 5.0, "peak": 0.95,
+            "video_id": 1, "video": "/archive/v0.mp4", "label": "winter", "first_s": 4.0,
+            "last_s": 9.0, "total_s": 5.0, "share": 0.625, "scenes": 1, "longest_s": 5.0,
+            "peak": 0.95,
         }
     ]  # fmt: skip
     assert "1 of the job's videos is not all analysed" in said
@@ -165,6 +212,38 @@ def test_the_flags_command_tells_a_script(engine: Engine, database_url: str) -> 
     assert (code, rows) == (3, [])
     assert "not all analysed" in said
     assert asked(database_url, "flags", "v2.mp4")[0] == 0
+
+
+def test_a_job_that_cannot_flag_never_says_that_nothing_is_flagged(
+    engine: Engine,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The latest job may be one of other labels: a script that asks it is told so with 2, and
+    which job can answer for the same video, if one can."""
+    told(engine, "ssff")
+    plain = replace(
+        SEASONS,
+        labels=tuple(replace(one, threshold=None, flag=None) for one in SEASONS.labels),
+    )
+    for key in ("plain", "later"):
+        work(engine, planned(engine, 4, 4, key=key, labels=plain).job_id)
+    ledger.close_finished(engine)
+    monkeypatch.setenv("NIGHTREEL_DATABASE_URL", database_url)
+    cause = "nightreel: job 3 cannot flag anything, as none of its labels has a `threshold`; "
+    for words, remedy in (
+        (("flags", "v0.mp4"), "ask one that can: `--job 1` (seasons)"),
+        (("flags",), "ask one that can: `--job 1` (seasons)"),
+        (("flags", "v1.mp4"), "give it others with `nightreel relabel 3 --labels FILE`"),
+    ):
+        assert run_command([*words, "--format", "csv"]) == 2
+        assert capfd.readouterr() == ("", f"{cause}{remedy}\n")
+    assert run_command(["flags", "v0.mp4", "--job", "1"]) == 4
+    with Archive.open(database_url) as archive:
+        with pytest.raises(NothingWatched, match="job 3 cannot flag"):
+            archive.flags()
+        assert [one.reason for one in archive.flags(1)] == ["burning"]
 
 
 def test_a_flag_below_its_threshold_is_not_raised(engine: Engine) -> None:
@@ -266,6 +345,14 @@ def test_no_highlight_reaches_over_a_gap(engine: Engine, database_url: str) -> N
         (None, "/a/20240701123456.mp4", 1, ("2024-07-01", "file name")),
         (None, "/a/VID20240701235959.mp4", 1, ("2024-07-01", "file name")),
         (None, "/a/2024_0701_123456_001.MP4", 1, ("2024-07-01", "file name")),
+        (None, "/a/202407011234.mp4", 1, ("2024-07-01", "file name")),
+        (None, "/a/cam1_202407012359_01.mp4", 1, ("2024-07-01", "file name")),
+        (None, "/a/202407012460.mp4", 86_400, ("1970-01-02", "modification time")),
+        (None, "/a/20240701123.mp4", 86_400, ("1970-01-02", "modification time")),
+        ("2024:07:01 10:00:00", "/a/b.mp4", 1, ("2024-07-01", "container")),
+        ("20240701T100000Z", "/a/b.mp4", 1, ("2024-07-01", "container")),
+        ("2024/07/01", "/a/b.mp4", 1, ("2024-07-01", "container")),
+        ("1719828000", "/a/b.mp4", 86_400, ("1970-01-02", "modification time")),
         (None, "/a/20240701126060.mp4", 86_400, ("1970-01-02", "modification time")),
         (None, "/a/202407_01.mp4", 86_400, ("1970-01-02", "modification time")),
         (None, "/a/unread.mp4", -1, None),

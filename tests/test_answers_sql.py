@@ -11,8 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from embedded import directions, done
-from rows import SEASONS, SECOND, claimed, file, planned, sample, vectors_of
+from embedded import asked, directions, done
+from rows import (
+    SEASONS,
+    SECOND,
+    add_video,
+    claimed,
+    file,
+    planned,
+    sample,
+    spec,
+    vectors_of,
+)
 from sqlalchemy import Engine, inspect, text
 from sqlalchemy.exc import DBAPIError
 
@@ -224,11 +234,32 @@ def test_the_python_api(filled: Engine, database_url: str) -> None:
         assert archive.search([1, 0, 0, 0, 0, 0, 0, 0]) == archive.search(np.eye(8)[0])
         assert archive.find("summer", job=1)
         assert archive.highlights("summer", job=1, top=2)
-        assert archive.flags() == []
+        assert {one.reason for one in archive.flags(1)} == {"burning"}
         assert len(archive.coverage(1)) == 3
         (row,) = archive.query("SELECT COUNT(*) AS n FROM v_samples WHERE job_id = :job", job=1)
         assert row == {"n": 39 + 12}
         assert archive.query(r"SELECT '12\:30' AS clock") == [{"clock": "12:30"}]
+
+
+def test_a_search_from_python_is_that_of_the_command(engine: Engine, database_url: str) -> None:
+    """Without a job, all that the model has embedded is searched, whichever job did it; with one,
+    its videos."""
+    done(engine, planned(engine, 20).job_id, directions(3, 2))
+    later = ledger.open_job(engine, spec("later"))
+    add_video(engine, later.id, "w", 20)
+    ledger.finish_planning(engine, later.id)
+    done(engine, later.id, directions(3, 2))
+    vectors.remember_text(engine, "clip/1", "a goal", directions(1, 5)[0])
+    with Archive.open(database_url) as archive:
+        for job, held in ((None, {1, 2}), (1, {1}), (2, {2})):
+            hits = archive.search("a goal", top=40, apart_s=1, job=job)
+            words = ["--top", "40", "--apart", "1s", *(["--job", str(job)] if job else [])]
+            code, found, said = asked(database_url, "search", "a goal", *words)
+            assert code == 0, said
+            assert [(hit.video_id, hit.t_us / 1e6, hit.score) for hit in hits] == [
+                (row["video_id"], row["time_s"], row["score"]) for row in found
+            ]
+            assert {hit.video_id for hit in hits} == held
 
 
 CHANGE = "INSERT INTO text_vectors (model, text, vector) VALUES ('m', 't', 'v')"

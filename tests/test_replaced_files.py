@@ -138,7 +138,7 @@ def test_nothing_of_another_file_is_stored_under_the_old_content(
     other.replace(clip)
     assert worker.run() == UNREADABLE
     assert (worker.server.pictures(), worker.stored()) == (sent, 1)
-    why = "the file changed since it was planned; submit it again"
+    why = "the file changed since it was planned; run or submit it again"
     assert (TaskState.PENDING, why) in worker.states()
     true.replace(clip)
     assert worker.run() == DONE
@@ -226,7 +226,7 @@ def test_a_video_that_another_has_replaced_is_given_up_at_once(
     assert worker.process.unreadable == 0
     ledger.finish_planning(worker.engine, worker.job_id)
     assert worker.run() == worker.run() == UNREADABLE
-    why = "another file lies where the video was seen last; submit it again"
+    why = "another file lies where the video was seen last; run or submit it again"
     assert worker.states() == {(TaskState.FAILED, why)}
 
 

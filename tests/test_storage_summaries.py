@@ -9,9 +9,11 @@ import pytest
 from rows import RANGE, SECOND, add_video, claimed, file, planned, sample, spec, vectors_of, work
 from sqlalchemy import Engine
 
+from nightreel.archive import Archive
+from nightreel.cli import run_command
 from storage import ledger, results
 from storage.records import ArchiveFile, RangeResult, VideoState
-from storage.summaries import NoSuchVideo, find_videos, summaries
+from storage.summaries import NoSuchVideo, SeveralVideos, find_video, find_videos, summaries
 
 
 def test_a_video_in_numbers(engine: Engine) -> None:
@@ -72,6 +74,29 @@ def test_a_video_is_found_by_what_a_person_types(engine: Engine) -> None:
     other = ledger.open_job(engine, spec("other"))
     with pytest.raises(NoSuchVideo):
         find_videos(engine, other.id, "beach.mp4")
+
+
+def test_a_name_of_several_videos_lists_their_numbers_and_paths(
+    engine: Engine, database_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line that a person can choose from, of ten at most, by the command and from Python."""
+    job = ledger.open_job(engine, spec())
+    one, two = (add_video(engine, job.id, f"{at}/beach", RANGE) for at in (2023, 2024))
+    said = (
+        "'beach.mp4' names 2 videos: give more of the path, or the number of one "
+        f"({one}: /archive/2023/beach.mp4; {two}: /archive/2024/beach.mp4)"
+    )
+    words = ["export", "timeline", "beach.mp4", "--as", "vtt", "--db", database_url]
+    assert run_command(words) == 2
+    assert capfd.readouterr() == ("", f"nightreel: {said}\n")
+    with Archive.open(database_url) as archive, pytest.raises(ValueError, match=r"names 2 videos"):
+        archive.scenes("beach.mp4")
+    assert find_video(engine, job.id, "2024/beach.mp4") == two
+    for at in range(10):
+        add_video(engine, job.id, f"{at}/beach", RANGE)
+    with pytest.raises(SeveralVideos, match=r"names 12 videos.*; and 2 more\)") as error:
+        find_video(engine, job.id, "beach.mp4")
+    assert str(error.value).count("/archive/") == 10
 
 
 def test_a_video_is_found_by_what_a_shell_completes(

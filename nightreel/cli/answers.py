@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked, not_all_read, videos_asked
+from nightreel.cli.asked import SECOND_US, job_asked, not_all_read, unseen, videos_asked
+from nightreel.cli.numbers import NUMBER, numbered
 from nightreel.cli.options import database_option, format_option, job_option
 from nightreel.cli.output import Column, clock, duration, percent, write_rows
 from storage.exits import ExitCode
@@ -24,6 +25,7 @@ def _top(labels: Sequence[dict[str, Any]]) -> str:
 
 
 SUMMARY = (
+    NUMBER,
     Column("video", "Video"),
     Column("copies", "Copies", lambda paths: f"+{len(paths)}" if paths else "", "right"),
     Column("state", "State"),
@@ -36,17 +38,19 @@ SUMMARY = (
     Column("reason", "Reason"),
 )
 SCENES = (
+    NUMBER,
     Column("video", "Video"),
     Column("start_s", "Start", clock, "right"),
     Column("end_s", "End", clock, "right"),
     Column("duration_s", "Length", duration, "right"),
     Column("label", "Label"),
-    Column("confidence", "Confidence", lambda value: f"{value:.2f}", "right"),
+    Column("confidence", "Mean", lambda value: f"{value:.2f}", "right"),
     Column("peak", "Peak", lambda value: f"{value:.2f}", "right"),
-    Column("samples", "Samples", justify="right"),
+    Column("samples", "Frames", justify="right"),
     Column("agreeing", "Agreeing", percent, "right"),
 )
 COVERAGE = (
+    NUMBER,
     Column("video", "Video"),
     Column("state", "State"),
     Column("duration_s", "Duration", duration, "right"),
@@ -99,7 +103,7 @@ def write_summary(
         if video_ids is None or one.video_id in video_ids
     ]
     columns = [c for c in SUMMARY if form != "table" or _worth_showing(c.key, rows)]
-    write_rows(rows, columns, form, [job.notice, *unread])
+    write_rows(rows, numbered(columns, rows, form), form, [job.notice, *unread])
     complete = not unread and all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
@@ -155,10 +159,13 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
     from storage.scenes import scenes as stored
 
     engine, job = job_asked(database_url, job_id)
-    meant = _videos(engine, job, video)
+    only = videos_asked(engine, job, video)
+    lacking = unseen(engine, job, only)
+    meant = _videos(engine, job, only)
     found = stored(engine, job.id, meant[0][1] if len(meant) == 1 else None)
     rows = [
         {
+            "video_id": video_id,
             "video": path,
             "start_s": scene.start_us / SECOND_US,
             "end_s": scene.end_us / SECOND_US,
@@ -172,7 +179,7 @@ def scenes(video: str | None, job_id: int | None, database_url: str, form: str) 
         for path, video_id in meant
         for scene in found.get(video_id, ())
     ]
-    write_rows(rows, SCENES, form, [job.notice])
+    write_rows(rows, numbered(SCENES, rows, form), form, [job.notice, *lacking])
     return ExitCode.OK
 
 
@@ -191,10 +198,12 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
 
     engine, job = job_asked(database_url, job_id)
     unread = not_all_read(engine, job)
+    only = videos_asked(engine, job, video)
     of_video = {one.video_id: one for one in stored(engine, job.id)}
-    found = [(path, of_video[video_id]) for path, video_id in _videos(engine, job, video)]
+    found = [(path, of_video[video_id]) for path, video_id in _videos(engine, job, only)]
     rows = [
         {
+            "video_id": one.video_id,
             "video": path,
             "state": str(one.state),
             "duration_s": one.duration_us / SECOND_US,
@@ -215,16 +224,15 @@ def coverage(video: str | None, job_id: int | None, database_url: str, form: str
         for path, one in found
     ]
     columns = [c for c in COVERAGE if form != "table" or _worth_showing(c.key, rows)]
-    write_rows(rows, columns, form, [job.notice, *unread])
+    write_rows(rows, numbered(columns, rows, form), form, [job.notice, *unread])
     complete = not unread and all(row["state"] == VideoState.COMPLETE for row in rows)
     return ExitCode.OK if complete else ExitCode.INCOMPLETE
 
 
-def _videos(engine: Engine, job: Job, video: str | None) -> list[tuple[str, int]]:
-    """Path and id of each video meant, in order of path."""
+def _videos(engine: Engine, job: Job, only: Collection[int] | None) -> list[tuple[str, int]]:
+    """Path and id of each video of the job, or of these, in order of path."""
     from storage.summaries import places
 
-    only = videos_asked(engine, job, video)
     return sorted(
         (path, video_id)
         for video_id, path in places(engine, job.id).items()

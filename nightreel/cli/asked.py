@@ -40,16 +40,10 @@ def videos_asked(engine: Engine, job: Job, video: str | None) -> frozenset[int] 
 
 
 def one_video(engine: Engine, job: Job, video: str) -> int:
-    """The one video that a person's word means. Raises NoSuchVideo, and UsageError for several."""
-    from storage.summaries import find_videos
+    """The one video that a person's word means. Raises NoSuchVideo, SeveralVideos."""
+    from storage.summaries import find_video
 
-    found = find_videos(engine, job.id, video)
-    if len(found) > 1:
-        raise click.UsageError(
-            f"{video!r} names {len(found)} videos: give more of the path, or one of the numbers "
-            f"{', '.join(map(str, found[:10]))}."
-        )
-    return found[0]
+    return find_video(engine, job.id, video)
 
 
 def unseen(engine: Engine, job: Job, only: Collection[int] | None = None) -> list[str]:
@@ -70,7 +64,8 @@ def unseen(engine: Engine, job: Job, only: Collection[int] | None = None) -> lis
     are = "is" if lacking == 1 else "are"
     return [
         *unread,
-        f"{lacking} of the job's videos {are} not all analysed: see `nightreel coverage`",
+        f"{lacking} of the job's videos {are} not all analysed: see "
+        f"`nightreel coverage --job {job.id}`",
     ]
 
 

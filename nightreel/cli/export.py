@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.asked import job_asked, not_all_read, one_video, videos_asked
+from nightreel.cli.asked import job_asked, one_video, unseen, videos_asked
 from nightreel.cli.extras import needs
 from nightreel.cli.options import database_option, job_option
 from nightreel.cli.originals import spare_originals
 from nightreel.cli.output import counted, say, to_standard_output
 from storage.exits import ExitCode
+
+if TYPE_CHECKING:
+    from storage.ledger import Job
 
 KINDS = ("samples", "predictions", "scenes", "summaries", "flags")
 TABLE_ENDINGS = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -62,6 +67,7 @@ def table(  # noqa: PLR0917 - one parameter an option
     """All rows of one kind, of all videos or of VIDEO, as the database's views hold them."""
     from nightreel.interrupts import terminated_as_interrupted
     from storage.export import Format, Kind, export_file, export_rows
+    from storage.flags import watches
 
     chosen = Format(_chosen(form, output, TABLE_ENDINGS))
     if chosen is Format.PARQUET:
@@ -72,7 +78,9 @@ def table(  # noqa: PLR0917 - one parameter an option
     if output is not None:
         spare_originals(engine, output)
     only = videos_asked(engine, job, video)
-    unread = not_all_read(engine, job)
+    lacking = unseen(engine, job, only)
+    if Kind(kind) is Kind.FLAGS and not watches(engine, job.id):
+        lacking.append(f"job {job.id} has no label with a `threshold`: it cannot flag anything")
     if output is None:
         with to_standard_output():
             export_rows(engine, job.id, Kind(kind), sys.stdout, chosen, video_ids=only)
@@ -83,9 +91,7 @@ def table(  # noqa: PLR0917 - one parameter an option
         except OSError as error:
             raise _unwritable(output, error) from None
         say(f"{output}: {counted(count, 'row')}")
-    for note in (job.notice, *unread):
-        if note:
-            say(f"note: {note}")
+    _say_notes(job, lacking)
     return ExitCode.OK
 
 
@@ -122,6 +128,7 @@ def timeline(
     if output is not None:
         spare_originals(engine, output)
     video_id = one_video(engine, job, video)
+    lacking = unseen(engine, job, [video_id])
     found = scenes(engine, job.id, video_id).get(video_id, [])
     footage = footage_of(engine, video_id)
     rate = None if footage.info is None else footage.info.frame_rate
@@ -131,7 +138,10 @@ def timeline(
         case TimelineFormat.FFMETADATA:
             text = ffmetadata(found, footage.name)
         case TimelineFormat.EDL:
-            text = edl(found, footage.name, rate)
+            try:
+                text = edl(found, footage.name, rate)
+            except ValueError as error:
+                raise click.UsageError(f"{video}: {error}, such as .otio.") from None
         case TimelineFormat.OTIO:
             needs("opentimelineio")
             text = otio(
@@ -151,9 +161,14 @@ def timeline(
         except OSError as error:
             raise _unwritable(output, error) from None
         say(f"{output}: {counted(len(found), 'scene')}")
-    if job.notice:
-        say(f"note: {job.notice}")
+    _say_notes(job, lacking)
     return ExitCode.OK
+
+
+def _say_notes(job: Job, lacking: Sequence[str]) -> None:
+    for note in (job.notice, *lacking):
+        if note:
+            say(f"note: {note}")
 
 
 def _chosen(form: str | None, output: Path | None, endings: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ from fractions import Fraction
 import click
 
 from nightreel.cli.asked import SECOND_US, job_asked, unseen, videos_asked
+from nightreel.cli.numbers import NUMBER, numbered
 from nightreel.cli.options import Duration, FiniteFloat, database_option, format_option, job_option
 from nightreel.cli.output import Column, clock, duration, percent, say, write_rows
 from storage.exits import ExitCode
@@ -17,6 +18,7 @@ def _share(value: float) -> str:
 
 
 FIND = (
+    NUMBER,
     Column("video", "Video"),
     Column("label", "Label"),
     Column("first_s", "Begins", clock, "right"),
@@ -28,6 +30,7 @@ FIND = (
     Column("peak", "Peak", _share, "right"),
 )
 FLAGS = (
+    NUMBER,
     Column("video", "Video"),
     Column("start_s", "Start", clock, "right"),
     Column("end_s", "End", clock, "right"),
@@ -39,6 +42,7 @@ FLAGS = (
 )
 HIGHLIGHTS = (
     Column("rank", "Rank", justify="right"),
+    NUMBER,
     Column("video", "Video"),
     Column("start_s", "Start", clock, "right"),
     Column("end_s", "End", clock, "right"),
@@ -82,6 +86,7 @@ def find(  # noqa: PLR0917 - one parameter an option
     paths = places(engine, job.id)
     rows = [
         {
+            "video_id": one.video_id,
             "video": paths[one.video_id],
             "label": one.label,
             "first_s": one.first_us / SECOND_US,
@@ -94,7 +99,7 @@ def find(  # noqa: PLR0917 - one parameter an option
         }
         for one in found
     ]
-    write_rows(rows, FIND, form, [job.notice, *lacking])
+    write_rows(rows, numbered(FIND, rows, form), form, [job.notice, *lacking])
     if not rows:
         say(f"no video of job {job.id} shows it")
     return ExitCode.OK
@@ -104,11 +109,13 @@ def find(  # noqa: PLR0917 - one parameter an option
     epilog="""\b
 Examples:
   nightreel flags
-  nightreel flags upload.mp4 && publish upload.mp4
+  nightreel flags upload.mp4 --job 1 && publish upload.mp4
   nightreel flags --format jsonl > review.jsonl
 
 Ends with 4 where anything is flagged, with 3 where nothing is and some video was not all analysed
-or some file not read yet, with 0 where everything was analysed and nothing is flagged."""
+or some file not read yet, with 0 where everything was analysed and nothing is flagged. A job
+without a label that can raise a flag ends with 2. The latest job may be one of other labels
+(`relabel`): a script names its job with --job."""
 )
 @click.argument("video", required=False)
 @job_option
@@ -119,9 +126,7 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
 
     VIDEO is a path, a file name or an id; without it all videos are asked about.
     """
-    from storage.database import reading
     from storage.flags import flagged
-    from storage.labels import labels_in
     from storage.summaries import places
 
     engine, job = job_asked(database_url, job_id)
@@ -130,6 +135,7 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
     paths = places(engine, job.id)
     rows = [
         {
+            "video_id": one.video_id,
             "video": paths[one.video_id],
             "start_s": one.start_us / SECOND_US,
             "end_s": one.end_us / SECOND_US,
@@ -141,13 +147,10 @@ def flags(video: str | None, job_id: int | None, database_url: str, form: str) -
         }
         for one in flagged(engine, job.id, only)
     ]
-    write_rows(rows, FLAGS, form, [job.notice, *lacking])
+    write_rows(rows, numbered(FLAGS, rows, form), form, [job.notice, *lacking])
     if rows:
         return ExitCode.FLAGGED
-    with reading(engine) as connection:
-        watched = any(label.flag is not None for label in labels_in(connection, job.id))
-    nothing = "nothing is flagged" + " in what was seen" * bool(lacking)
-    say(nothing if watched else f"no label of job {job.id} has a `flag` to raise")
+    say("nothing is flagged" + " in what was seen" * bool(lacking))
     return ExitCode.INCOMPLETE if lacking else ExitCode.OK
 
 
@@ -197,6 +200,7 @@ def highlights(  # noqa: PLR0917 - one parameter an option
     rows = [
         {
             "rank": rank,
+            "video_id": cut.video_id,
             "video": paths[cut.video_id],
             "start_s": cut.start_us / SECOND_US,
             "end_s": cut.end_us / SECOND_US,
@@ -206,7 +210,7 @@ def highlights(  # noqa: PLR0917 - one parameter an option
         }
         for rank, cut in enumerate(cuts, 1)
     ]
-    write_rows(rows, HIGHLIGHTS, form, [job.notice, *lacking])
+    write_rows(rows, numbered(HIGHLIGHTS, rows, form), form, [job.notice, *lacking])
     if not rows:
         best = stored(engine, job.id, label, top=1, least=0, video_ids=only)
         peak = f"its highest is {_share(best[0].peak)}" if best else "no frame shows it"

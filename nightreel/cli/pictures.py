@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.asked import job_asked, microseconds, one_video
+from nightreel.cli.asked import job_asked, microseconds, one_video, unseen
 from nightreel.cli.extras import needs
 from nightreel.cli.options import FiniteFloat, database_option, job_option
 from nightreel.cli.originals import original_of, spare_originals
@@ -88,7 +88,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
                 end_us,
                 Fraction(scale).limit_denominator(1000),
                 lambda t_us: show(t_us - start_us, length_us),
-                lambda stream: say(f"left out, {output.suffix} cannot hold it: {stream}"),
+                lambda what: say(f"left out: {what}"),
             )
     except FootageError as error:
         raise click.UsageError(str(error)) from None
@@ -162,7 +162,8 @@ def _say_notes(job: Job, drawn: Sequence[str]) -> None:
 
 
 def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]:
-    """The video's file, what probing found, and what the job says of it."""
+    """The video's file, what probing found, and what the job says of it; what it has not seen is
+    told at once."""
     from nightreel.reports.drawing import Told
     from storage.columns import columns_in
     from storage.database import reading
@@ -175,6 +176,8 @@ def _opened(engine: Engine, job: Job, video: str) -> tuple[str, VideoInfo, Told]
     footage = footage_of(engine, video_id)
     if footage.info is None:
         raise click.UsageError(f"{video}: it was rejected; see `nightreel coverage {video}`.")
+    for lacking in unseen(engine, job, [video_id]):
+        say(f"note: {lacking}")
     with reading(engine) as connection:
         labels = [label.name for label in labels_in(connection, job.id)]
         samples = columns_in(connection, job.id, video_id)

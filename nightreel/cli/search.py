@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nightreel.cli.asked import SECOND_US, job_asked, not_all_read
+from nightreel.cli.asked import SECOND_US, job_asked, unseen
+from nightreel.cli.numbers import NUMBER, numbered
 from nightreel.cli.options import (
     Duration,
     api_options,
@@ -19,12 +20,15 @@ from nightreel.cli.output import Column, clock, say, write_rows
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from collections.abc import Iterator
 
-    from storage.ledger import Job
+    from sqlalchemy import Connection
+
+    from storage.vectors import VideoVectors
 
 SEARCH = (
     Column("rank", "Rank", justify="right"),
+    NUMBER,
     Column("video", "Video"),
     Column("time_s", "Time", clock, "right"),
     Column("score", "Score", lambda value: f"{value:.3f}", "right"),
@@ -74,6 +78,7 @@ def search(  # noqa: PLR0917 - one parameter an option
     from scheduler.labels import check_text
     from storage import vectors
     from storage.database import reading
+    from storage.embedded import why_not_embedded
     from storage.search import search as nearest
     from storage.summaries import known_places, nowhere
 
@@ -84,7 +89,20 @@ def search(  # noqa: PLR0917 - one parameter an option
     if text is not None:
         check_text(text.strip(), "text")
     results, job = job_asked(database_url, job_id)
-    unread = not_all_read(results, job)
+    lacking = unseen(results, job)
+
+    def stored(connection: Connection) -> Iterator[VideoVectors]:
+        if job_id is None:
+            return vectors.of_model(connection, job.model)
+        return vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
+
+    with reading(results) as connection:
+        # No API need be asked, nor a moment be blamed, where there is nothing to compare with.
+        empty = next(stored(connection), None) is None
+    if empty:
+        write_rows([], SEARCH, form, [job.notice, *lacking])
+        say(f"nothing of model {job.model} is embedded: {why_not_embedded(results, job)}")
+        return ExitCode.INCOMPLETE
     if like is not None:
         query = np.asarray(sample_like(results, job, like).vector, dtype=np.float32)
     else:
@@ -93,32 +111,17 @@ def search(  # noqa: PLR0917 - one parameter an option
         with SameApi(job.model, api_url, engine) as api:
             query = api.text_vector(results, str(text).strip())
     with reading(results) as connection:
-        stored = (
-            vectors.of_model(connection, job.model)
-            if job_id is None
-            else vectors.of_job(connection, job.id, job.sampling, job.fit, job.model)
-        )
-        hits = nearest(stored, query, top=top, apart_us=int(apart * 1_000_000))
+        hits = nearest(stored(connection), query, top=top, apart_us=int(apart * 1_000_000))
     paths = known_places(results, [hit.video_id for hit in hits])
     rows = [
         {
             "rank": rank,
+            "video_id": hit.video_id,
             "video": paths.get(hit.video_id) or nowhere(hit.video_id),
             "time_s": hit.t_us / SECOND_US,
             "score": hit.score,
         }
         for rank, hit in enumerate(hits, 1)
     ]
-    write_rows(rows, SEARCH, form, [job.notice, *unread])
-    if not rows:
-        say(f"nothing of model {job.model} is embedded{_why_nothing(results, job)}")
-        return ExitCode.INCOMPLETE
+    write_rows(rows, numbered(SEARCH, rows, form), form, [job.notice, *lacking])
     return ExitCode.OK
-
-
-def _why_nothing(results: Engine, job: Job) -> str:
-    from storage.coverage import coverage
-
-    if any(one.analysed_us for one in coverage(results, job.id)):
-        return ": an API that only compares keeps no embeddings, so its jobs cannot be searched"
-    return f": no frame of job {job.id} is analysed yet; see `nightreel status {job.id}`"

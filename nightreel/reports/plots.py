@@ -5,22 +5,37 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from textwrap import fill
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nightreel.reports.colours import colour_of
+from nightreel.reports.colours import PALETTE, colour_of
 from storage.scenes import UNKNOWN
 from storage.totals import PeriodTotal
 
-_BAR_INCHES = 0.45
-_NARROWEST, _WIDEST = 6.0, 40.0
+_NARROWEST, _WIDEST = 4.0, 24.0
+"""Inches of the axes."""
+_LEVEL_INCHES = 10.0
+"""Axes no wider than this have the names of periods beside each other; wider ones have them on
+end."""
+_CHARACTER, _LINE, _ON_END = 0.09, 0.22, 0.3
+"""Inches of a character, of a line of the legend, and of a bar whose name stands on end."""
+_NAME_CHARACTERS = 28
+_MOST_LABELS = 24
+"""Labels with a colour of their own; there is one for all others."""
+_HATCHES = ("", "///", "...", "xxx")
+"""Where colours begin again."""
+_OTHERS_COLOUR = "#e4e4e4"
 _NOTICE_CHARACTERS = 20
 """Characters of a notice that fit into an inch."""
+FloatArray = NDArray[np.float64]
 _NO_GLYPH = re.compile(r"Glyph (\d+) .* missing")
 
 
@@ -41,49 +56,87 @@ def draw_shares(
     title: str,
     notice: str | None = None,
 ) -> Plot:
-    """A stacked bar for each period.
+    """A stacked bar for each period that has scenes.
 
-    `labels` are the job's, in order. Below each bar stands how many videos it is made of.
+    `labels` are the job's, in order. With each bar's name stands how many videos it is made of;
+    where bars are too many, every few have one.
     """
     from matplotlib import rc_context  # noqa: PLC0415 - an extra, and slow to load
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    width = float(np.clip(_BAR_INCHES * len(periods) + 3.5, _NARROWEST, _WIDEST))
+    periods = [period for period in periods if period.labels]
+    level = max((len(p.period) + 1 for p in periods), default=0) * _CHARACTER
+    on_end = len(periods) * level > _LEVEL_INCHES
+    pitch = _ON_END if on_end else level
+    width = float(np.clip(pitch * len(periods), _NARROWEST, _WIDEST))
+    every = max(1, ceil(len(periods) * pitch / width))
     # Fixed ids and no date make equal data equal files; text stays text in SVG.
     file, boxed = io.BytesIO(), set[str]()
     with rc_context({"svg.hashsalt": "nightreel", "svg.fonttype": "none"}), _missing_into(boxed):
-        figure = Figure(figsize=(width, 4.2), layout="constrained")
+        figure = Figure(figsize=(width, 4.2 + 0.6 * on_end), layout="constrained")
         axes = figure.add_subplot()
         where = np.arange(len(periods))
         below = np.zeros(len(periods))
-        shown = {one.label for period in periods for one in period.labels}
-        positions = {name: at for at, name in enumerate(labels)}
-        for name in sorted(shown, key=lambda name: positions.get(name, len(labels))):
-            share = np.array(
-                [sum(one.share for one in p.labels if one.label == name) for p in periods]
-            )
-            colour = colour_of(positions.get(name, UNKNOWN))
-            axes.bar(where, share, bottom=below, width=0.8, color=colour, label=_literal(name))
+        for name, share, looks in _shares(periods, labels):
+            label = fill(_literal(name), _NAME_CHARACTERS)
+            axes.bar(where, share, 0.8, below, color=looks.colour, hatch=looks.hatch, label=label)
             below += share
+        axes.set_xlim(-0.6, max(len(periods), 1) - 0.4)
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        between = "  " if on_end else "\n"
         axes.set_xticks(
-            where, [f"{_literal(p.period)}\n{p.videos}" for p in periods],
-            rotation=0 if len(periods) <= 12 else 90,
-        )  # fmt: skip
+            where[::every],
+            [f"{_literal(p.period)}{between}{p.videos}" for p in periods[::every]],
+            rotation=90 if on_end else 0,
+        )
         axes.set_xlabel("period and number of videos")
-        axes.set_title(_literal(title), loc="left")
-        if shown:
-            handles, names = axes.get_legend_handles_labels()
-            figure.legend(handles[::-1], names[::-1], loc="outside right upper", frameon=False)
+        handles, names = axes.get_legend_handles_labels()
+        beside = 1.0
+        if handles:
+            legend = figure.legend(
+                handles[::-1], names[::-1], loc="outside right upper", frameon=False
+            )
+            extent = legend.get_window_extent()
+            beside += extent.width / figure.dpi
+            figure.set_figheight(max(figure.get_figheight(), extent.height / figure.dpi + 0.2))
+        figure.set_figwidth(width + beside)
+        axes.set_title(fill(_literal(title), round(width / _CHARACTER)), loc="left")
         if notice:
             # A label of the whole figure, since the layout keeps room for those alone.
-            lines = fill(_literal(notice), round(width * _NOTICE_CHARACTERS))
+            lines = fill(_literal(notice), round(figure.get_figwidth() * _NOTICE_CHARACTERS))
             figure.supxlabel(lines, x=0.01, fontsize=6, ha="left")
         metadata = {"Date": None} if form == "svg" else None
         figure.savefig(file, format=form, dpi=150, metadata=metadata)
     # Whoever shows an SVG draws its texts, in a font of theirs.
     return Plot(file.getvalue(), "".join(sorted(boxed)) if form == "png" else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Looks:
+    colour: str
+    hatch: str
+
+
+def _shares(
+    periods: Sequence[PeriodTotal], labels: Sequence[str]
+) -> Iterator[tuple[str, FloatArray, _Looks]]:
+    """Name, shares by period and looks of what is drawn, from below: the labels that show longest,
+    in the job's order, and all others as one."""
+    shares: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(periods)))
+    lasts: Counter[str] = Counter()
+    for at, period in enumerate(periods):
+        for one in period.labels:
+            shares[one.label][at] += one.share
+            lasts[one.label] += one.total_us
+    positions = {name: at for at, name in enumerate(labels)}
+    own = {name for name, _ in lasts.most_common(_MOST_LABELS)}
+    for name in sorted(own, key=lambda name: positions.get(name, len(labels))):
+        position = positions.get(name, UNKNOWN)
+        hatch = _HATCHES[max(position, 0) // len(PALETTE) % len(_HATCHES)]
+        yield name, shares[name], _Looks(colour_of(position), hatch)
+    if others := [share for name, share in shares.items() if name not in own]:
+        yield f"{len(others)} others", np.sum(others, axis=0), _Looks(_OTHERS_COLOUR, "")
 
 
 @contextmanager
