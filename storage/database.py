@@ -299,12 +299,16 @@ def check(engine: Engine) -> None:
 
     Raises DatabaseUnavailable, SchemaOutdated, SchemaTooNew.
     """
-    file = engine.url.database
     # Opening a SQLite file that is not there would make it.
-    if engine.dialect.name != "sqlite" or (file is not None and Path(file).exists()):
-        with reading(engine) as connection:
-            if not _missing_revisions(engine, connection):
-                return
+    if engine.dialect.name == "sqlite" and not os.path.exists(str(engine.url.database)):
+        raise SchemaOutdated(
+            f"there is no file {os.path.abspath(str(engine.url.database))}: name the database with "
+            "--db or NIGHTREEL_DATABASE_URL; `nightreel run` and `nightreel db upgrade` make a new "
+            "one"
+        )
+    with reading(engine) as connection:
+        if not _missing_revisions(engine, connection):
+            return
     raise SchemaOutdated(
         f"database {shown_url(engine)} lacks the tables of this release: run `nightreel db upgrade`"
     )

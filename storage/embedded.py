@@ -1,4 +1,4 @@
-"""What need not be paid for again, read without the vectors themselves."""
+"""What is embedded and need not be paid for again, read without the vectors themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Engine, select
 
+from storage.coverage import coverage
 from storage.database import reading
+from storage.ledger import Job, JobState
 from storage.ranges import LASTING_GAPS
 from storage.records import Fit, FrameRange, Sampling
 from storage.schema import embeddings, label_sets, label_vectors, videos
@@ -93,6 +95,20 @@ def _is_covered(one: FrameRange, stored: Sequence[_Stored]) -> bool:
             return False
         at_us = end_us
     return bool(samples) and at_us == one.end_us
+
+
+def why_not_embedded(engine: Engine, job: Job) -> str:
+    """Why there are no embeddings of a job that has none, as the end of a sentence."""
+    if any(one.analysed_us for one in coverage(engine, job.id)):
+        return (
+            "an API that only compares keeps no embeddings: its jobs cannot be searched, and other "
+            "labels need `nightreel run` with the pictures sent again"
+        )
+    if job.state is JobState.CLOSED:
+        return (
+            f"no frame of job {job.id} could be analysed; see `nightreel coverage --job {job.id}`"
+        )
+    return f"no frame of job {job.id} is analysed yet; see `nightreel status {job.id}`"
 
 
 def has_label_vectors(engine: Engine, digest: str, model: str) -> bool:

@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
     API = 12
     """The classification API cannot be reached, or refuses."""
     INTERRUPTED = 130
-    """Stopped by the user; the same command resumes."""
+    """Stopped by the user."""
 
 
 MEANINGS = {
@@ -37,6 +37,6 @@ MEANINGS = {
     ExitCode.QUEUE: "queue unreachable or refusing",
     ExitCode.DATABASE: "database unreachable or refusing",
     ExitCode.API: "API unreachable or refusing",
-    ExitCode.INTERRUPTED: "interrupted; the same command resumes",
+    ExitCode.INTERRUPTED: "interrupted",
 }
 """One line a code, as help texts and the documentation show them."""

@@ -29,6 +29,7 @@ from storage.columns import SampleColumns, with_rows, without_rows
 from storage.crew import crew
 from storage.database import reading, writing
 from storage.dialect import Now, among, upsert
+from storage.embedded import why_not_embedded
 from storage.labels import label_set, label_vectors
 from storage.ledger import Job, JobState
 from storage.ledger.job import finish_planning_in, lock_job, reopen
@@ -78,8 +79,7 @@ def check(engine: Engine, job: Job) -> None:
     with reading(engine) as connection:
         if not any(_stored(connection, job)):
             raise CannotRelabel(
-                f"job {job.id} has no stored embeddings: an API that only compares gives none, so "
-                "other labels need `nightreel run` with the pictures sent again"
+                f"job {job.id} has no stored embeddings: {why_not_embedded(engine, job)}"
             )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from storage.records import Fit
 from storage.scoring import Half, Single, best_products, centroid
-from storage.vectors import START_US, T_US, VideoVectors, ahead
+from storage.vectors import END_US, START_US, T_US, VideoVectors, ahead
 
 APART_US = 5_000_000
 """Samples of a video that stand closer show the same moment, of which the best is told."""
@@ -81,11 +81,12 @@ def _apart(
                 return
 
 
-def vector_at(stored: VideoVectors, t_us: int) -> tuple[int, Half]:
-    """Time and unit vector of the sample that answers for this moment of the video, or of the
-    nearest one where none does; of several squares the direction between them."""
+def vector_at(stored: VideoVectors, t_us: int) -> tuple[int, Half] | None:
+    """Time and unit vector of the sample that answers for this moment of the video, None where none
+    does; of several squares the direction between them."""
     at = int(np.searchsorted(stored.times[:, START_US], t_us, side="right")) - 1
-    at = max(at, 0)
+    if at < 0 or t_us >= stored.times[at, END_US]:
+        return None
     squares = stored.vectors[at].reshape(Fit(stored.fit).squares, -1)
     vector = squares[0] if len(squares) == 1 else centroid(squares).astype(np.float16)
     return int(stored.times[at, T_US]), vector

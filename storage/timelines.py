@@ -90,7 +90,8 @@ def edl(scenes: Sequence[Scene], title: str, rate: Fraction | None) -> str:
     Times are counted in frames of the rate of film or television that is nearest to the video's
     own (whose mean may be any number where it varies), and written as non-drop timecode of that
     rate rounded (30 for 29.97). What lasts less than a frame is left out. The list may have more
-    events than the 999 that old editors take.
+    events than the 999 that old editors take. ValueError where a scene ends after a day: timecode
+    has hours from 00 to 23 (SMPTE ST 12-1), and editors refuse others or begin again at 0.
     """
     own = rate or ASSUMED_RATE
     rate = min(TIMECODE_RATES, key=lambda one: abs(one - own))
@@ -119,6 +120,8 @@ def _timecode(frame: int, rate: Fraction) -> str:
     seconds, frames = divmod(frame, a_second)
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
+    if hours > 23:
+        raise ValueError("an edit decision list counts less than 24 hours: choose another format")
     return f"{hours:02}:{minutes:02}:{seconds:02}:{frames:02}"
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_SHOWN = 24
+"""Characters of a name that stand in that of its unfinished file; each has four bytes at most."""
+_TOLD_APART = 16
+"""Hexadecimal digits that tell longer names with the same beginning apart."""
 
 
 @contextmanager
@@ -20,8 +26,10 @@ def whole(path: Path) -> Iterator[Path]:
         yield path
         return
     place = Path(os.path.realpath(path))
-    # The ending stays, since some writers choose the format by it.
-    part = place.with_name(f".{place.stem}.part{place.suffix}")
+    # The ending stays, since some writers choose the format by it; a name may be as long as the
+    # file system takes, and this one must not be longer.
+    name = hashlib.sha256(os.fsencode(place.name)).hexdigest()[:_TOLD_APART]
+    part = place.with_name(f".{place.stem[:_SHOWN]}-{name}.part{place.suffix[:_SHOWN]}")
     try:
         yield part
         os.replace(part, place)

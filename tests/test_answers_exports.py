@@ -146,6 +146,18 @@ def test_what_is_shorter_than_a_frame_is_no_event() -> None:
     assert list(timeline.find_clips()) == []
 
 
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30_000, 1001), Fraction(60)])
+def test_an_edit_decision_list_ends_before_a_day_does(rate: Fraction) -> None:
+    """Timecode has no hour 24: what lasts longer is refused, not written as editors misread it."""
+    day_us = 24 * 3600 * SECOND
+    if rate.denominator == 1:
+        last = Scene(day_us - 2 * SECOND, day_us - SECOND, "x", 0.9, 0.9, 1, 1.0)
+        assert " 23:59:58:00 23:59:59:00 " in edl([last], "cam.mp4", rate)
+    later = Scene(day_us, day_us + 100 * SECOND, "x", 0.9, 0.9, 1, 1.0)
+    with pytest.raises(ValueError, match="less than 24 hours"):
+        edl([later], "cam.mp4", rate)
+
+
 def rows_of(engine: Engine, view: str, order: str) -> list[dict[str, Any]]:
     with reading(engine) as connection:
         found = connection.execute(text(f"SELECT * FROM {view} ORDER BY {order}"))

@@ -100,8 +100,10 @@ def test_no_output_takes_the_place_of_the_database_or_of_its_own_name(filed: Fil
         code, said = filed.asked(*words, "-o", str(filed.clip))
         assert (code, filed.clip.read_bytes() == before) == (2, True), said
     url = filed.url.removeprefix("sqlite:///")
-    code, said = filed.asked("export", "table", "scenes", "--as", "csv", "-o", url)
-    assert (code, "it is the database" in said) == (2, True), said
+    for beside in ("", "-wal", "-shm", "-journal"):
+        code, said = filed.asked("export", "table", "scenes", "--as", "csv", "-o", url + beside)
+        assert (code, "it is the database" in said) == (2, True), said
+    assert not Path(f"{url}-journal").exists()
     assert filed.asked("summary")[0] == 0
 
 
@@ -109,6 +111,32 @@ def test_any_other_file_may_be_written_again(filed: Filed, tmp_path: Path) -> No
     """What a command wrote, it writes again."""
     for _ in range(2):
         assert filed.asked("export", "table", "scenes", "-o", str(tmp_path / "s.csv"))[0] == 0
+
+
+def test_a_link_leads_to_the_annotated_video(filed: Filed, tmp_path: Path) -> None:
+    """An earlier video is replaced where it lies, and a link to it stays one."""
+    real, link = tmp_path / "real.mp4", tmp_path / "link.mp4"
+    real.write_text("earlier")
+    link.symlink_to(real)
+    code, said = filed.asked("annotate", "clip.mp4", "-o", str(link), "--range", "0-1s")
+    assert code == 0, said
+    assert link.is_symlink()
+    assert real.read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize("length", [255, 250])
+def test_a_name_may_be_as_long_as_the_file_system_takes(
+    filed: Filed, tmp_path: Path, length: int
+) -> None:
+    """What is not finished lies under a name that is no longer."""
+    for words, ending in (
+        (("annotate", "clip.mp4", "--range", "0-1s", "-o"), ".mp4"),
+        (("export", "table", "scenes", "-o"), ".csv"),
+        (("export", "table", "scenes", "--as", "csv", "-o"), f".{'d' * 200}"),
+    ):
+        out = tmp_path / f"{'n' * (length - len(ending))}{ending}"
+        code, said = filed.asked(*words, str(out))
+        assert (code, out.is_file()) == (0, True), said
 
 
 def test_a_name_that_the_font_lacks_is_told(filed: Filed, tmp_path: Path) -> None:
@@ -163,7 +191,8 @@ def test_a_video_without_frames_or_room_is_a_mistake(
 
 
 def test_a_terminated_command_leaves_nothing(filed: Filed, tmp_path: Path) -> None:
-    """SIGTERM ends the drawing as Ctrl-C does: with 130, and without the half file."""
+    """SIGTERM ends the drawing as Ctrl-C does: with 130, without the half file, and without the
+    promise that anything is kept."""
     folder = tmp_path / "out"
     folder.mkdir()
     process = subprocess.Popen(
@@ -182,4 +211,5 @@ def test_a_terminated_command_leaves_nothing(filed: Filed, tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
+    assert said.endswith("interrupted; the same command begins anew\n")
     assert not list(folder.iterdir())

@@ -426,10 +426,12 @@ def test_an_engine_that_cannot_be_had_is_one_clear_line(tmp_path: Path) -> None:
 
 
 def test_a_service_never_takes_the_offline_engine_unasked(tmp_path: Path) -> None:
-    """Without `--engine` it is CLIP or nothing, and the remedy is named; `auto` is asked for."""
+    """Without `--engine` it is CLIP or nothing, and the remedy is named, by the variable too, which
+    is all that commands which start the server pass on; `auto` is asked for."""
     said = run("--describe", HF_HUB_CACHE=str(tmp_path))
     assert said.returncode == 12
     assert "--model-dir" in said.stderr
+    assert "NIGHTREEL_MODEL_DIR" in said.stderr
     assert "--engine offline" in said.stderr
     if importlib.util.find_spec(sources.CLASSIFIER.package) is not None:
         for options, variables in (("--engine", "auto"), {}), ((), {"NIGHTREEL_ENGINE": "auto"}):

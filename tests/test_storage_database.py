@@ -131,11 +131,15 @@ def test_tables_of_a_later_release_are_left_alone(engine: Engine) -> None:
 
 
 def test_check_makes_no_file(tmp_path: Path) -> None:
-    """Asking whether a database is there does not create it."""
+    """Asking whether a database is there does not create it: the file that is missing is named, and
+    no upgrade is advised to somebody who only stands in another folder."""
     engine = database.connect(f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(SchemaOutdated):
+    with pytest.raises(SchemaOutdated, match=f"there is no file {tmp_path}/none.db: name .* --db"):
         database.check(engine)
     assert not (tmp_path / "none.db").exists()
+    (tmp_path / "none.db").touch()
+    with pytest.raises(SchemaOutdated, match="lacks the tables of this release: run"):
+        database.check(engine)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def place_of(seen: Sequence[ArchiveFile], identity: str) -> ArchiveFile:
         if file.size_bytes in {found.size_bytes, _UNSEEN} and _content_of(found) == identity:
             return found
     if there:
-        reason = "the file changed since it was planned; submit it again"
+        reason = "the file changed since it was planned; run or submit it again"
         raise FileUnreadable(reason, there[0][1].path)
     latest = seen[0].path if seen else None
     raise FileUnreadable("the file is gone from every place it was known at", latest)

@@ -60,7 +60,9 @@ class FileReplaced(FileUnreadable):
     """Other files lie wherever the video was seen, and no later try will find it."""
 
     def __init__(self) -> None:
-        super().__init__("another file lies where the video was seen last; submit it again", None)
+        super().__init__(
+            "another file lies where the video was seen last; run or submit it again", None
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def on_hub(model: str, *, int8: bool) -> Located:
             f"no CLIP weights: {name} is not on this machine and the hub cannot be reached; where "
             f"there is internet run 'hf download {name} {_WANTED} --revision {revision} "
             "--local-dir clip', "
-            "then give that folder as --model-dir"
+            "then name that folder in NIGHTREEL_MODEL_DIR, or to the server as --model-dir"
         )
     commit, side = answer
     description = Description("clip", _versioned(name, commit, int8), side, None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +15,8 @@ import click
 
 from nightreel.cli.output import say
 from storage.exits import MEANINGS, ExitCode
+
+_ESCAPED = "nightreel.escaped"
 
 COMMANDS = {
     "run": "run:run",
@@ -74,6 +79,9 @@ SUMMARIES = {
     "serve-api": "Serve the CLIP HTTP API from this machine.",
 }
 
+RESUMING = frozenset({"run", "submit", "relabel", "status"})
+"""Commands that find again what they had done, or look on; others have kept nothing."""
+
 EXIT_CODES = "\b\nExit codes:\n" + "\n".join(
     f"  {int(code):>3}  {meaning}" for code, meaning in MEANINGS.items()
 )
@@ -121,31 +129,39 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; end the process with a code of `storage.exits`."""
+    codecs.register_error(_ESCAPED, _escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors=_ESCAPED)
     sys.exit(run_command(arguments))
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Characters that standard output cannot hold, as JSON escapes them: only there are they part
+    of data that is parsed by such a rule, and a person can read them anywhere."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Bad input is one line on standard error, never a
     traceback; `NIGHTREEL_DEBUG=1` shows the traceback of an unexpected fault."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        result: Any = cli.main(
-            list(sys.argv[1:] if arguments is None else arguments),
-            prog_name="nightreel",
-            standalone_mode=False,
-        )
+        result: Any = cli.main(list(words), prog_name="nightreel", standalone_mode=False)
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        say("interrupted; the same command resumes")
+        say(f"interrupted; the same command {_goes_on(words)}")
         return ExitCode.INTERRUPTED
     except Exception as error:
         code = _code_of(error)
         if code is None and os.environ.get("NIGHTREEL_DEBUG"):
             raise
-        say(f"nightreel: {_said(error) if code is not None else _unexpected(error)}")
+        say(f"nightreel: {_said(error) if code is not None else _unexpected(error, words)}")
         return ExitCode.UNEXPECTED if code is None else code
     return result if isinstance(result, int) else ExitCode.OK
 
@@ -159,12 +175,19 @@ def _said(error: Exception) -> str:
     return "; ".join(f"NIGHTREEL_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in found)
 
 
-def _unexpected(error: Exception) -> str:
+def _unexpected(error: Exception, words: Sequence[str]) -> str:
     said = " ".join(str(error).split())[:500]
     return (
         f"unexpected {type(error).__name__}: {said} (a fault of nightreel; "
-        "NIGHTREEL_DEBUG=1 shows where; the same command resumes)"
+        f"NIGHTREEL_DEBUG=1 shows where; the same command {_goes_on(words)})"
     )
+
+
+def _goes_on(words: Sequence[str]) -> str:
+    """What the command of this line does when it is given again."""
+    # No option of the whole program takes a value, so the first plain word is the command.
+    command = next((word for word in words if not word.startswith("-")), None)
+    return "resumes" if command in RESUMING else "begins anew"
 
 
 def _code_of(error: Exception) -> ExitCode | None:

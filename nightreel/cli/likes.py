@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nightreel.cli.asked import SECOND_US, microseconds, one_video
+from nightreel.cli.output import clock
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +29,8 @@ class LikedSample:
 
 
 def sample_like(engine: Engine, job: Job, place: str) -> LikedSample:
-    """The job's embedded sample at `VIDEO@TIME`. Raises NoSuchVideo, and UsageError if there is
-    none."""
+    """The job's embedded sample that answers for `VIDEO@TIME`; the video's end is of the last one.
+    Raises NoSuchVideo, and UsageError if there is none."""
     from sqlalchemy import select
 
     from storage import vectors
@@ -58,7 +59,13 @@ def sample_like(engine: Engine, job: Job, place: str) -> LikedSample:
             raise click.UsageError(
                 f"job {job.id} holds no embeddings of video {video_id}: take a moment of another."
             )
-        at_us, vector = vector_at(stored, t_us)
+        found = vector_at(stored, min(t_us, duration_us - 1))
+    if found is None:
+        raise click.UsageError(
+            f"--like {place!r}: no embedded sample stands for {clock(t_us / SECOND_US)}; "
+            f"`nightreel coverage {video_id} --job {job.id}` lists what was not analysed."
+        )
+    at_us, vector = found
     return LikedSample(f"{content_id}@{at_us}", vector)
 
 

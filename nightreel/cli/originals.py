@@ -35,24 +35,32 @@ def spare_originals(engine: Engine, output: Path) -> None:
     database.
 
     Every one of them is looked at: links and mounts give a file names that no comparison of paths
-    sees.
+    sees. What SQLite keeps beside its database is refused before it is there, too.
     """
     from storage.footage import every_path
 
-    try:
-        there = output.stat()
-    except OSError:
-        return
-    if engine.dialect.name == "sqlite" and _is(str(engine.url.database), there):
+    of_database = list[str]()
+    if engine.dialect.name == "sqlite":
+        file = os.path.realpath(str(engine.url.database))
+        of_database = [file + ending for ending in ("", "-wal", "-shm", "-journal")]
+    there = _seen(output)
+    if os.path.realpath(output) in of_database or any(_is(one, there) for one in of_database):
         raise click.UsageError(f"{output}: it is the database; name another file.")
+    if there is None:
+        return
     if any(_is(path_raw, there) for path_raw in every_path(engine)):
         raise click.UsageError(
             f"{output}: it is a video of the archive, which would be lost; name another file."
         )
 
 
-def _is(path: str | bytes, there: os.stat_result) -> bool:
+def _is(path: str | bytes, there: os.stat_result | None) -> bool:
+    one = _seen(path)
+    return one is not None and there is not None and os.path.samestat(one, there)
+
+
+def _seen(path: str | bytes | Path) -> os.stat_result | None:
     try:
-        return os.path.samestat(os.stat(path), there)
+        return os.stat(path)
     except OSError:
-        return False
+        return None

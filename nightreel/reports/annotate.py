@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import av
 import av.error
 import numpy as np
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -18,7 +19,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
-from nightreel.reports.beside import Beside, Part, Subtitles, carrier, write
+from nightreel.reports.beside import Beside, Part, Subtitles, begin_of, carrier, write
 from nightreel.reports.drawing import Artist, Told
 from nightreel.reports.frames import (
     MICROSECONDS,
@@ -30,6 +31,7 @@ from nightreel.reports.frames import (
     seek_before,
 )
 from storage.records import VideoInfo
+from storage.whole_files import whole
 from workers.footage.source import Source
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ _LONGEST_LINE_S = 10
 """Subtitles that are on when a part begins came up to so long before it."""
 _LONGEST_LAG_S = 2
 """Sound comes at most so long after its pictures."""
+_LONGEST_LEAD_S = 60
+"""Sound that seems to begin longer before the first picture has another clock."""
 _OF_THE_FILE = frozenset(
     {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
 )
@@ -66,11 +70,12 @@ def annotate(  # noqa: PLR0917
     """Write the video, or [start_us, end_us) of it, with its labels drawn; return the number of
     frames.
 
-    Frames keep their number and their timestamps (from `start_us` on; in running time where the
-    recorder's clock jumps), sound is copied, or encoded as AAC where players do not expect it in
-    such a file; subtitles that `out` can hold, chapters, title and date are copied. `out` appears
-    once it is complete. `progress` is told the time of each frame, `left_out` is told each stream
-    of sound or subtitles that is not carried over. Raises FootageError, OSError, and ValueError for
+    Frames keep their number and their distances (in running time where the recorder's clock jumps);
+    the first stands at 0, or where the video's sound begins before it, as much later. Sound is
+    copied, or encoded as AAC where players do not expect it in such a file; subtitles that `out`
+    can hold, chapters, title and date are copied. `out` appears once it is complete. `progress` is
+    told the time of each frame, `left_out` what of sound and subtitles is not carried over, and
+    why. Raises FootageError, OSError, and ValueError for
     an ending that is neither .mp4, .m4v, .mov nor .mkv, for an output that is no regular file, for
     a picture too small for letters, and where no frame begins in the interval.
     """
@@ -79,21 +84,17 @@ def annotate(  # noqa: PLR0917
         raise ValueError(f"{out}: name a file that ends with .mp4, .m4v, .mov or .mkv")
     if out.exists() and not out.is_file():
         raise ValueError(f"{out}: it is a device or a pipe, which cannot hold a video; name a file")
-    part = out.with_name(f".{out.stem}.part{out.suffix}")
     try:
         with (
             Source(path, info.stream_index) as source,
+            whole(out) as part,
             av.open(str(part), "w", format=ENDINGS[ending]) as output,
         ):
             copy = _Copy(source, info, told, output, start_us, end_us, scale)
             copy.add_beside(ending, left_out)
-            count = copy.run(progress)
-        os.replace(part, out)
+            return copy.run(progress)
     except av.error.FFmpegError as error:
         raise OSError(error.errno, f"{error.strerror}") from error
-    finally:
-        part.unlink(missing_ok=True)
-    return count
 
 
 class _Copy:
@@ -112,7 +113,9 @@ class _Copy:
         self._source, self._info, self._output = source, info, output
         self._start = Fraction(start_us, MICROSECONDS)
         self._end = None if end_us is None else Fraction(end_us, MICROSECONDS)
+        # What becomes 0, on the file's clock, and how long before the first picture that is.
         self._begin = info.first_pts * info.time_base + self._start
+        self._lead = Fraction(0)
         self._clock = Clock(info)
         width, height = even_size(info, scale)
         if min(width, height) < LEAST_PX:
@@ -142,14 +145,18 @@ class _Copy:
         """Carry over what is beside the pictures, where a file of this ending can hold it: sound,
         subtitles, chapters and metadata."""
         container = self._source.stream.container
-        part = Part(self._begin, None if self._end is None else self._end - self._start)
+        if not self._start:
+            self._begin_with_sound(container.streams.audio, left_out)
+        part = Part(self._begin, self._length)
         for stream in container.streams:
             carried = carrier(stream, self._output, ending, part, self._clock)
             if carried is None:
                 if stream.type in ("audio", "subtitle"):
                     context = stream.codec_context
                     codec = context.codec.canonical_name if context else "unknown"
-                    left_out(f"stream {stream.index} ({stream.type}, {codec})")
+                    left_out(
+                        f"stream {stream.index} ({stream.type}, {codec}): {ending} cannot hold it"
+                    )
                 continue
             self._beside[stream.index] = carried
             for name in ("language", "title"):
@@ -160,9 +167,27 @@ class _Copy:
                 self._output.metadata[name] = value
         self._output.set_chapters(list(self._chapters(container.chapters())))
 
+    @property
+    def _length(self) -> Fraction | None:
+        """Seconds that are written; None where all that follows is wanted."""
+        return None if self._end is None else self._end - self._start + self._lead
+
+    def _begin_with_sound(
+        self, sounds: Iterable[AudioStream], left_out: Callable[[str], None]
+    ) -> None:
+        """Let the output begin with what is first, sound or picture: nothing can stand before 0."""
+        first = min((t for one in sounds if (t := begin_of(one)) is not None), default=self._begin)
+        lead = self._begin - first
+        if lead > _LONGEST_LEAD_S:
+            left_out(f"sound from {float(lead):.0f} s on before the first picture")
+        elif lead > 0:
+            # In whole ticks of the pictures, whose distances stay exact then.
+            self._lead = math.ceil(lead / self._info.time_base) * self._info.time_base
+            self._begin -= self._lead
+
     def _chapters(self, chapters: Iterable[Chapter]) -> Iterator[Chapter]:
         """Those that lie between start and end, from the start on."""
-        length = None if self._end is None else self._end - self._start
+        length = self._length
         for chapter in chapters:
             tick = chapter["time_base"]
             if tick is None:
@@ -223,7 +248,7 @@ class _Copy:
             dst_color_range=ColorRange.MPEG,
         )
         frame.time_base = self._info.time_base
-        frame.pts = round((timed.t - self._start) / self._info.time_base)
+        frame.pts = round((timed.t - self._start + self._lead) / self._info.time_base)
         if self._latest is not None:
             # Behind damage a decoder may give a frame after its time, which no encoder takes.
             frame.pts = max(frame.pts, self._latest + 1)
@@ -240,6 +265,7 @@ class _Copy:
         """Whether after a packet of pictures nothing wanted can follow: streams are interleaved,
         sound lags pictures a bit."""
         ticks = packet.dts if packet.pts is None else packet.pts
-        if ticks is None or self._end is None:
+        length = self._length
+        if ticks is None or length is None:
             return False
-        return ticks * packet.time_base - self._begin > self._end - self._start + _LONGEST_LAG_S
+        return ticks * packet.time_base - self._begin > length + _LONGEST_LAG_S

@@ -52,9 +52,10 @@ class Part:
     length: Fraction | None
     """None where all that follows is wanted."""
 
-    def holds(self, t: Fraction) -> bool:
-        """Whether this time from the part's beginning lies in it."""
-        return t >= 0 and (self.length is None or t < self.length)
+    def holds(self, t: Fraction, lasting: Fraction = Fraction(0)) -> bool:
+        """Whether something of what begins at this time from the part's beginning, and lasts so
+        long, lies in it."""
+        return (t >= 0 or t + lasting > 0) and (self.length is None or t < self.length)
 
     def moved(self, packet: Packet[Stream], shift: Fraction) -> Fraction | None:
         """Put a packet, with this shift of the file's clock, on the part's clock; seconds from the
@@ -106,6 +107,14 @@ def carrier(
     return None
 
 
+def begin_of(stream: AudioStream) -> Fraction | None:
+    """When a stream of sound begins, in seconds on the file's clock; None for one that cannot be
+    carried over, or does not say."""
+    if stream.start_time is None or not stream.time_base or not _decodable(stream):
+        return None
+    return stream.start_time * stream.time_base
+
+
 def _decodable(stream: AudioStream) -> bool:
     context = stream.codec_context
     return (
@@ -138,7 +147,9 @@ class Sound(ABC):
 
     def carry(self, packet: Packet[Stream]) -> None:
         """Write what of the file's next packet lies in the part."""
-        _, dts = self._unwrapper.times(packet.pts, packet.dts, packet.duration)
+        _, dts = self._unwrapper.times(
+            packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
+        )
         if dts is not None and packet.dts is not None:
             self._jumped |= dts - packet.dts != self._unwrapped
             self._unwrapped = dts - packet.dts
@@ -159,7 +170,7 @@ class Sound(ABC):
         waiting, self._waiting = self._waiting, []
         for packet in waiting:
             t = self._part.moved(packet, self._shift)
-            if t is not None and self._part.holds(t):
+            if t is not None and self._part.holds(t, (packet.duration or 0) * packet.time_base):
                 self._take(packet)
 
     @abstractmethod
@@ -265,7 +276,9 @@ class EncodedSound(Sound):
 
     def _encoded(self, frame: AudioFrame | None) -> None:
         for packet in self.out.encode(frame):
-            self._write(packet)
+            # Of a long packet that only ends in the part, no more than the encoder's own run-up.
+            if packet.pts is None or packet.pts + (packet.duration or 0) >= 0:
+                self._write(packet)
 
 
 class Subtitles:
