@@ -119,6 +119,73 @@ def two_groups_apart(number: int) -> int:
     return number if number < 60 else 60 + (number - 60) * 7
 
 
+def joined(path: Path, *extras: str) -> Path:
+    """A Flash file of recordings of three seconds, one after the other, as a live stream is whose
+    encoder starts anew each time, with these x264 parameters."""
+    data = b""
+    for number, extra in enumerate(extras):
+        pictures = [scenery(at) for at in range(90 * number, 90 * number + 90)]
+        options = x264(extra=extra)
+        part = encode(path.with_name("part.flv"), pictures, options=options).read_bytes()
+        data, at = data or part[:13], 13
+        while at < len(part):
+            size = 11 + int.from_bytes(part[at + 1 : at + 4]) + 4
+            milliseconds = int.from_bytes(part[at + 4 : at + 7]) + 3000 * number
+            data += part[at : at + 4] + milliseconds.to_bytes(3) + part[at + 7 : at + size]
+            at += size
+    path.write_bytes(data)
+    return path
+
+
+OTHER_HEADERS = ("cabac=0:qp=18", "cabac=0:qp=40", "qp=30")
+"""What a decoder with the first one's headers makes of the second is wrong, but no error."""
+
+
+def remuxed(path: Path, source: Path) -> Path:
+    """The packets of another file, and all that stands beside them."""
+    with av.open(str(source)) as given, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return path
+
+
+def edited(path: Path, *edits: tuple[float, float | None]) -> Path:
+    """Write another edit list into an MP4: for each edit how long it lasts and where in the media
+    it begins, in seconds; None for an empty one (ISO/IEC 14496-12, 8.6.6)."""
+
+    def rewritten(boxes: bytes) -> bytes:
+        found, at = b"", 0
+        while at < len(boxes):
+            size, kind = int.from_bytes(boxes[at : at + 4]), boxes[at + 4 : at + 8]
+            content = table if kind == b"elst" else boxes[at + 8 : at + size]
+            if kind in (b"moov", b"trak", b"edts"):
+                content = rewritten(content)
+            found += (8 + len(content)).to_bytes(4) + kind + content
+            at += size
+        return found
+
+    data = path.read_bytes()
+    header = data.index(b"mdhd") + 4
+    ticks = int.from_bytes(data[header + 12 : header + 16])
+    table = struct.pack(">II", 0, len(edits))
+    for seconds, begin in edits:
+        start = -1 if begin is None else int(begin * ticks)
+        table += struct.pack(">IiI", int(seconds * 1000), start, 0x10000)
+    path.write_bytes(rewritten(data))
+    return path
+
+
+def other_palette(picture: Picture) -> VideoFrame:
+    """A picture of 256 colours, which are others for each picture."""
+    grey = picture[:, :, 0]
+    palette = np.full((256, 4), 255, np.uint8)
+    palette[:, 1:] = np.arange(256, dtype=np.uint8)[:, None] ^ picture[0, 0]
+    return VideoFrame.from_ndarray((grey, palette), format="pal8")
+
+
 HARD_FILES: dict[str, Callable[[Path], Path]] = {
     "b_frames.mp4": lambda path: encode(path, frames(240), options=x264()),
     "open_gop.mkv": lambda path: encode(path, frames(240), options=x264(extra="open-gop=1")),
@@ -181,6 +248,32 @@ HARD_FILES: dict[str, Callable[[Path], Path]] = {
         path, frames(90), codec="mjpeg", pixel_format="yuvj420p"
     ),
     "mpeg4.mp4": lambda path: encode(path, frames(150), codec="mpeg4", options={"g": "25"}),
+    "changed_headers.flv": lambda path: joined(path, *OTHER_HEADERS),
+    "changed_headers.mp4": lambda path: remuxed(
+        path, joined(path.with_suffix(".flv"), *OTHER_HEADERS)
+    ),
+    "repeated_headers.flv": lambda path: joined(path, "", "", ""),
+    "changed_palette.avi": lambda path: encode(
+        path, frames(90), codec="rawvideo", pixel_format="pal8", convert=other_palette
+    ),
+    "several_edits.mp4": lambda path: edited(
+        encode(path, frames(240), options=x264(gop=60)), (1.3, 0.7), (1.1, 5.13), (2.2, 2.31)
+    ),
+    "overlapping_edits.mp4": lambda path: edited(
+        encode(path, frames(240), options=x264(bframes=0)), (2.5, 2.1), (2.5, 2.1), (2.5, 0.1)
+    ),
+    "late_edit.mp4": lambda path: edited(
+        encode(path, frames(240), options=x264()), (2.5, None), (5, 2.21)
+    ),
+    "long_edit.mp4": lambda path: edited(encode(path, frames(240), options=x264()), (30, 2)),
+    "repeated_frames.nut": lambda path: encode(
+        path,
+        frames(240),
+        options=x264(bframes=0),
+        change=lambda number, packet: (
+            replaced(packet, b"") if number % 30 in (7, 8, 21) or number > 225 else packet
+        ),
+    ),
     "two_frames.mp4": lambda path: encode(path, frames(2), options=x264()),
     "one_frame.mkv": lambda path: encode(path, frames(1), options=x264()),
 }

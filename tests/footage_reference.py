@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -108,17 +108,22 @@ def timed(path: Path, info: VideoInfo) -> Reference:
     return Reference(tick, presented, pictures)
 
 
-def numbered(path: Path, info: VideoInfo, rate: int) -> Reference:
-    """The truth about a file without timestamps to trust: frame n of the one pass stands at n over
-    the rate."""
+def numbered(
+    path: Path, info: VideoInfo, rate: int, at: Callable[[int], int] = lambda number: number
+) -> Reference:
+    """The truth about a file without timestamps to trust: frame n of the one pass stands at `at(n)`
+    over the rate."""
     presented: list[tuple[int, bool]] = []
     pictures: dict[int, bytes] = {}
     tick = Fraction(1, rate)
+    begun: set[tuple[Fraction, int]] = set()
     for number, (frame, renderer) in enumerate(one_pass(path, info)):
-        key = frame.key_frame
-        presented.append((number, key))
-        if key or any(number == -(-int(number * tick * each) // (tick * each)) for each in RATES):
-            pictures[number] = digest(renderer.picture(frame))
+        key, time = frame.key_frame, at(number)
+        presented.append((time, key))
+        buckets = {(each, int(time * tick * each)) for each in RATES}
+        if key or not buckets <= begun:
+            pictures[time] = digest(renderer.picture(frame))
+        begun |= buckets
     return Reference(tick, presented, pictures)
 
 

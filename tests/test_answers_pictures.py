@@ -14,6 +14,7 @@ import av
 import numpy as np
 import pytest
 from clips import make_clip
+from footage_files import encode, frames
 from PIL import Image
 from rows import SECOND
 
@@ -182,8 +183,10 @@ def with_sound(
     kind: str = "s16",
     seconds: int = 1,
     onset_s: float = 0,
+    late_s: float = 0,
 ) -> Path:
-    """A clip of ten frames a second with noise from `onset_s` on, silence before it."""
+    """A clip of ten frames a second with noise from `onset_s` on, silence before it; the pictures
+    begin `late_s` after the sound."""
     noise = np.random.default_rng(1)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=10)
@@ -194,7 +197,9 @@ def with_sound(
         for second in range(seconds):
             for at in range(10 * second, 10 * second + 10):
                 picture = np.full((96, 160, 3), at * 9 % 256, np.uint8)
-                container.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+                frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+                frame.pts, frame.time_base = at + round(10 * late_s), Fraction(1, 10)
+                container.mux(video.encode(frame))
             loud = (second + np.arange(rate) / rate >= onset_s)[:, np.newaxis]
             wave = loud * noise.uniform(-0.3, 0.3, (rate, channels))
             wave = wave.reshape(1, -1) if kind == "s16" else wave.T
@@ -215,7 +220,10 @@ def loud_ms(path: Path) -> set[int]:
         begin = float((video.start_time or 0) * video.time_base)
         energy = dict[int, list[float]]()
         for frame in container.decode(audio=0):
-            wave = np.abs(frame.to_ndarray().astype(np.float64)).max(0)
+            wave = np.abs(frame.to_ndarray().astype(np.float64))
+            if not frame.format.is_planar:
+                wave = wave.reshape(-1, frame.layout.nb_channels).T
+            wave = wave.max(0)
             t = (
                 float(frame.pts * frame.time_base)
                 - begin
@@ -247,6 +255,54 @@ def test_joined_recordings_keep_sound_with_their_pictures(
     assert not heard & {at for at in range(6000) if 100 <= at % 2000 < 900}
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize(
+    ("codec", "kind"),
+    [("libopus", "s16"), ("ac3", "fltp"), ("aac", "fltp"), ("pcm_s16le", "s16")],
+)
+@pytest.mark.parametrize("offset_s", [0, 1.5])
+def test_sound_before_the_first_picture_is_kept(
+    tmp_path: Path, offset_s: float, codec: str, kind: str, ending: str
+) -> None:
+    """All of it is heard, as long before the pictures as in the source; pictures keep their
+    distances."""
+    source = with_sound(tmp_path / "clip.mkv", codec, kind=kind, seconds=2, late_s=offset_s)
+    out = tmp_path / f"out.{ending}"
+    annotated(source, out)
+    assert times(out) == pytest.approx([at / 10 for at in range(20)], abs=1e-3)
+    before, after = loud_ms(source), loud_ms(out)
+    assert min(before) == pytest.approx(-1000 * offset_s, abs=60)
+    assert abs(min(after) - min(before)) <= 50
+    assert abs(max(after) - max(before)) <= 50
+    annotated(source, out, end_us=SECOND)
+    assert len(times(out)) == 10
+    assert (min(loud_ms(out)), max(loud_ms(out))) == pytest.approx(
+        (min(before), min(max(before), 1000)), abs=101
+    )
+
+
+@pytest.mark.parametrize("encoder", ["libopus", "ac3"])
+def test_the_first_packet_of_sound_is_kept(tmp_path: Path, encoder: str) -> None:
+    """It begins before the first picture, by the encoder's own delay, and sounds on behind it."""
+    kind = "s16" if encoder == "libopus" else "fltp"
+    source = with_sound(tmp_path / "clip.mkv", encoder, kind=kind)
+    for ending in ("mp4", "mkv"):
+        annotated(source, tmp_path / f"out.{ending}")
+        assert sound(tmp_path / f"out.{ending}") == pytest.approx(sound(source), abs=2e-3)
+
+
+def test_sound_by_another_clock_is_told_and_left_out(tmp_path: Path) -> None:
+    """Hours of nothing are not written for a stream whose times cannot be true."""
+    source = with_sound(tmp_path / "clip.mkv", "ac3", kind="fltp", seconds=2, late_s=5000)
+    lost = list[str]()
+    _, count = annotated(source, tmp_path / "out.mp4", left_out=lost.append)
+    assert count == 20
+    assert lost == ["sound from 5000 s on before the first picture"]
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert container.duration is not None
+        assert container.duration < 3 * SECOND
+
+
 def test_a_damaged_clip_is_annotated(tmp_path: Path) -> None:
     """Frames that a decoder gives after their time, behind damage, are written in their order."""
     noise = np.random.default_rng(1).integers(0, 255, (24, 40, 3), np.uint8)
@@ -276,6 +332,22 @@ def test_a_damaged_clip_is_annotated(tmp_path: Path) -> None:
         assert count == len(decoded) == len(written)
         assert written == sorted(written)
         assert written[-1] == pytest.approx(float(decoded[-1] - decoded[0]), abs=1e-3)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_frames_dropped_from_an_avi_leave_their_time(codec: str, tmp_path: Path) -> None:
+    """An AVI without timestamps, in which a recorder dropped frames, is annotated at its pace."""
+    slots = [*range(10), *range(10, 60, 5), *range(60, 70)]
+    path = encode(
+        tmp_path / "dropped.avi",
+        frames(30),
+        codec=codec,
+        rate=10,
+        options={"bf": "2"},
+        pts=slots.__getitem__,
+    )
+    annotated(path, tmp_path / "out.mkv")
+    assert times(tmp_path / "out.mkv") == pytest.approx([at / 10 for at in slots], abs=1e-3)
 
 
 @pytest.mark.parametrize(

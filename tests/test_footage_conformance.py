@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import subprocess
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,9 +18,12 @@ from footage_files import (
     HARD_FILES,
     MEDIA,
     VARIANTS,
+    encode,
+    frames,
     needs_media,
     needs_variants,
     variants,
+    x264,
 )
 from footage_reference import (
     ONE_TASK_US,
@@ -89,10 +94,38 @@ def test_tasks_in_any_order_give_the_frames_of_one_pass(name: str, tmp_path: Pat
     sequential = name in (
         "one_keyframe.mp4",
         "intra_refresh.mp4",
+        "changed_headers.flv",
+        "changed_headers.mp4",
+        "changed_palette.avi",
+        "several_edits.mp4",
+        "overlapping_edits.mp4",
         "two_frames.mp4",
         "one_frame.mkv",
     )
     assert (most == 1) == sequential
+
+
+@pytest.mark.parametrize("name", ["changed_headers.flv", "changed_headers.mp4"])
+def test_a_long_task_knows_headers_that_change_on_the_way(name: str, tmp_path: Path) -> None:
+    """The packet that tells the decoder its new headers is not wanted itself, and yet is fed."""
+    path = HARD_FILES[name](tmp_path / name)
+    info, index = probe(os.fspath(path))
+    assert_conforms(path, info, index, timed(path, info), task_us=ONE_TASK_US)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command")
+def test_theora_of_a_camera_that_stands_still_conforms(tmp_path: Path) -> None:
+    """Theora repeats a picture by a packet of no bytes, which is no damage."""
+    path = tmp_path / "still.ogv"
+    moving, still = "testsrc2=s=160x96:r=10:d=2", "color=red:s=160x96:r=10:d=0.7"
+    graph = f"{moving}[a];{still}[b];{moving}[c];[a][b][c]concat=n=3"
+    theora = ["-c:v", "libtheora", "-q:v", "5", "-g", "64"]
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", graph, *theora, os.fspath(path)]
+    subprocess.run(command, check=True)
+    info, index = probe(os.fspath(path))
+    assert info.duration_us == info.header_us
+    assert info.frame_count < index.packets, "the trap must be there"
+    assert_conforms(path, info, index, timed(path, info))
 
 
 @needs_media
@@ -127,6 +160,25 @@ def test_frames_without_times_to_trust_run_on(name: str, reason: str, variants: 
     assert reason in info.sequential_reason
     assert info.frame_rate == RATE
     assert assert_conforms(path, info, index, numbered(path, info, RATE)) == 1
+
+
+def slot(number: int) -> int:
+    """When frames are recorded of which six in seven are dropped for seven seconds."""
+    return number + 6 * min(max(number - 60, 0), 30)
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_frames_dropped_from_an_avi_leave_their_time(
+    codec: str, bframes: int, tmp_path: Path
+) -> None:
+    """AVI of codecs without timestamps in which a recorder has dropped frames: every frame stands
+    where it was recorded, and nothing is lacking at the end."""
+    options = x264(bframes=bframes) if codec == "libx264" else {"g": "30", "bf": str(bframes)}
+    path = encode(tmp_path / "dropped.avi", frames(150), codec=codec, options=options, pts=slot)
+    info, index = probe(os.fspath(path))
+    assert info.duration_us == info.indexed_us == (slot(149) + 1) * 1_000_000 // RATE
+    assert assert_conforms(path, info, index, numbered(path, info, RATE, slot)) == 1
 
 
 def joined(results: list[Sample | Gap]) -> list[Sample | tuple[GapKind, int, int]]:

@@ -147,6 +147,30 @@ def test_a_dropped_packet_is_no_endless_search(tmp_path: Path) -> None:
     assert len(results) == 240
 
 
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("cut.avi", "mpeg4", {"g": "30", "bf": "2"}), ("cut.h264", "libx264", x264())],
+)
+@pytest.mark.parametrize("sampling", [FIRST, EVERY], ids=str)
+def test_a_counted_video_that_ends_early_is_no_long_sample(
+    name: str, codec: str, options: dict[str, str], sampling: Sampling, tmp_path: Path
+) -> None:
+    """Of a video without timestamps half is gone after probing: the last sample lasts as long as
+    its frames, and the rest is a gap."""
+    path = encode(tmp_path / name, frames(240), codec=codec, options=options)
+    info, index = probe(os.fspath(path))
+    (task,) = plan(info, index, sampling)
+    assert not task.pts
+    os.truncate(path, path.stat().st_size // 2)
+    results = list(read_range(os.fspath(path), info, task, sampling, size=SIZE, fit=Fit.SQUASH))
+    *samples, lost = results
+    assert all(isinstance(sample, DecodedSample) for sample in samples)
+    assert isinstance(lost, Gap)
+    assert (lost.kind, lost.end_us) == (GapKind.READ_ERROR, 8_000_000)
+    assert 3_000_000 < lost.start_us < 5_000_000
+    assert lost.start_us - samples[-1].start_us <= 500_000
+
+
 def test_another_frame_of_the_bucket_stands_in(tmp_path: Path) -> None:
     """Where the wanted frame is lost but its bucket has others, one of them is the sample."""
     path = encode(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from av.video.frame import VideoFrame
-from footage_files import HEIGHT, WIDTH, encode, frames, scenery, x264
+from footage_files import HEIGHT, WIDTH, encode, frames, replaced, scenery, x264
 
 from storage.records import Fit, Sampling, SamplingMode
 from workers.footage.decode import read_range
@@ -107,6 +107,45 @@ def test_reading_takes_no_picture_more_than_decoding(large: Path, sampling: str)
     bare_mb, ours_mb = (float(line) for line in said.splitlines())
     assert bare_mb > 30
     assert ours_mb < bare_mb + 9
+
+
+HELD = """
+import sys
+from pathlib import Path
+
+from storage.records import Fit, Gap, Sampling
+from workers.footage.decode import read_range
+from workers.footage.plan import plan
+from workers.footage.probe import probe
+
+def mb(name):
+    return int(Path("/proc/self/status").read_text().partition(name)[2].split()[0]) / 1024
+
+path, sampling = sys.argv[1], Sampling.parse("first@1/6")
+Path("/proc/self/clear_refs").write_text("5")
+before = mb("VmRSS:")
+info, index = probe(path)
+for task in plan(info, index, sampling):
+    for sample in read_range(path, info, task, sampling, size=48, fit=Fit.CROP):
+        assert not isinstance(sample, Gap)
+print(mb("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize("gop", [10_000, 190])
+def test_a_huge_group_of_pictures_holds_no_memory(gop: int, tmp_path: Path) -> None:
+    """Of 190 MB between one keyframe and the next wanted picture a small part waits at a time."""
+    filler = b"\0\0\0\1\x0c" + b"\xff" * 2**20 + b"\x80"
+    path = encode(
+        tmp_path / "huge.mkv",
+        frames(200),
+        options=x264(gop=gop, bframes=0),
+        change=lambda _number, packet: replaced(packet, bytes(packet) + filler),
+    )
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    command = [sys.executable, "-c", HELD, os.fspath(path)]
+    assert float(subprocess.check_output(command, text=True, env=settings)) < 80
 
 
 FREED = """

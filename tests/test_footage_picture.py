@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -124,6 +125,66 @@ def test_pixels_that_are_not_square_are_stretched(fit: Fit, tmp_path: Path) -> N
     assert abs(int((middle > 130).sum()) - bright) <= 2
     bars = int((shown[:, SIZE // 2, 0] < 10).sum())
     assert bars == (SIZE // 2 if fit is Fit.PAD else 0)
+
+
+def joined(path: Path, codec: str, options: dict[str, str], shapes: list[Fraction]) -> Path:
+    """Two seconds of a grey picture with a red square in each of these shapes of pixels, one after
+    the other in one stream."""
+    picture = patch((90, 90, 90))
+    picture[24:72, 56:104] = (230, 20, 20)
+    with av.open(str(path), "w") as whole:
+        stream = None
+        for number, shape in enumerate(shapes):
+
+            def configure(stream: av.VideoStream, shape: Fraction = shape) -> None:
+                stream.codec_context.sample_aspect_ratio = shape
+
+            part = encode(
+                path.with_name(f"part{number}.ts"),
+                [picture] * 60,
+                codec=codec,
+                options=options,
+                configure=configure,
+            )
+            with av.open(str(part)) as container:
+                stream = stream or whole.add_stream_from_template(container.streams.video[0])
+                for packet in container.demux(video=0):
+                    if packet.pts is not None and packet.dts is not None:
+                        packet.stream = stream
+                        packet.pts += number * 180_000
+                        packet.dts += number * 180_000
+                        whole.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("ts", "mpeg2video", {"g": "12", "bf": "2", "b": "2M"}),
+        ("mpg", "mpeg2video", {"g": "12", "bf": "2", "b": "2M"}),
+        ("ts", "libx264", x264(gop=15)),
+    ],
+)
+def test_pixels_that_change_their_shape_are_followed(
+    suffix: str, codec: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """A broadcast that goes from 4:3 to 16:9 and back: each picture has its own shape, whatever
+    order the tasks run in, and those beside the change too."""
+    wide, narrow = Fraction(4, 3), Fraction(1)
+    path = joined(tmp_path / f"film.{suffix}", codec, options, [narrow, wide, narrow])
+    info, index = probe(os.fspath(path))
+    assert info.sequential_reason is None
+    every_frame = Sampling(SamplingMode.EVERY_FRAME, None)
+    tasks = plan(info, index, every_frame, 1_000_000)
+    assert len(tasks) > 2
+    for sampling, cuts in ((every_frame, tasks), (Sampling(), plan(info, index, Sampling()))):
+        for task in reversed(cuts):
+            for sample in read_range(os.fspath(path), info, task, sampling, size=96, fit=Fit.PAD):
+                assert isinstance(sample, DecodedSample)
+                red = (sample.picture[..., 0].astype(int) - sample.picture[..., 1]) > 70
+                across, down = red.any(0).sum(), red.any(1).sum()
+                true = 4 / 3 if 2_000_000 <= sample.t_us + 1000 < 4_000_000 else 1
+                assert abs(across / down - true) < 0.12, sample.t_us
 
 
 @pytest.mark.parametrize("colour", [(200, 30, 40), (20, 160, 60), (30, 60, 190), (128, 128, 128)])
@@ -348,6 +409,36 @@ def test_interlaced_frames_are_deinterlaced(tmp_path: Path) -> None:
     info, picture = first_picture(path)
     assert info.interlaced
     assert abs(picture.mean() - 128) > 60
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command")
+@pytest.mark.parametrize("codec", ["huffyuv", "ffvhuff"])
+@pytest.mark.parametrize("order", ["tt", "bb", "progressive", "0"])
+def test_the_container_tells_of_fields_where_the_codec_cannot(
+    codec: str, order: str, tmp_path: Path
+) -> None:
+    """A codec without a word for fields: deinterlaced where the container says so, never where it
+    says progressive, or nothing."""
+    combed = patch((16, 16, 16))
+    combed[::2] = (235, 235, 235)
+    path, raw = tmp_path / "fields.mkv", tmp_path / "fields.yuv"
+    frame = VideoFrame.from_ndarray(combed, format="rgb24").reformat(format="yuv422p")
+    raw.write_bytes(b"".join(bytes(plane) for plane in frame.planes))
+    source = [
+        "-f",
+        "rawvideo",
+        "-video_size",
+        "160x96",
+        "-pix_fmt",
+        "yuv422p",
+        "-i",
+        os.fspath(raw),
+    ]
+    made = ["-c:v", codec, "-field_order", order, os.fspath(path)]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *made], check=True, stdin=subprocess.DEVNULL)
+    info, picture = first_picture(path)
+    assert info.interlaced == (order in ("tt", "bb"))
+    assert (abs(picture.mean() - 128) > 60) == info.interlaced
 
 
 @pytest.mark.parametrize("turned", [False, True])

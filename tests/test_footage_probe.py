@@ -13,10 +13,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from footage_files import HARD_FILES, announcing, encode, frames, x264
+from footage_files import HARD_FILES, announcing, edited, encode, frames, x264
 from PIL import Image
 
-from storage.records import Fit, Sampling
+from storage.records import Fit, Sampling, SamplingMode
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.index import Unwrapper
 from workers.footage.plan import plan
@@ -281,6 +281,51 @@ def test_enormous_files_are_refused_before_they_are_read(tmp_path: Path) -> None
     assert probe(os.fspath(tmp_path / "sparse.mp4"))[0].frame_count == 30
 
 
+def with_space(path: Path, codec: str) -> Path:
+    """Ten seconds by a recorder that has reserved a file of 16 GB."""
+    path = encode(path, frames(300), codec=codec, options={"g": "30"})
+    try:
+        os.truncate(path, 2**34)
+    except OSError:
+        pytest.skip("the file system holds no sparse file of 16 GB")
+    return path
+
+
+@pytest.mark.parametrize("name", ["space.avi", "space.mkv", "space.flv"])
+def test_reserved_space_behind_the_frames_is_no_reason_to_refuse_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames before gigabytes of zeros, in which the search for more takes too long: all of them
+    are had, without a gap, and a warning says what was not searched."""
+    monkeypatch.setattr("workers.footage.source._READ_TIMEOUT_S", 0.3)
+    path = with_space(tmp_path / name, "flv" if name.endswith("flv") else "mpeg4")
+    info, index = probe(os.fspath(path))
+    assert (info.frame_count, info.duration_us // 100_000) == (300, 100)
+    assert "its last 17180 MB are zeros; reading ended there" in info.warnings
+    for sampling in (Sampling(), Sampling(SamplingMode.EVERY_FRAME, None)):
+        results = [
+            result
+            for task in plan(info, index, sampling)
+            for result in read_range(os.fspath(path), info, task, sampling, size=32, fit=Fit.SQUASH)
+        ]
+        assert all(isinstance(result, DecodedSample) for result in results)
+        assert len(results) == (10 if sampling.rate else 300)
+
+
+def test_a_search_that_takes_too_long_elsewhere_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where what follows is not all zeros: other frames may stand there."""
+    monkeypatch.setattr("workers.footage.source._READ_TIMEOUT_S", 0.3)
+    path = with_space(tmp_path / "holed.avi", "mpeg4")
+    with path.open("r+b") as file:
+        file.seek(2**34 * 65 // 128)
+        file.write(b"\xff" * 2**21)
+    found = refused(path)
+    assert found.kind == RejectKind.UNREADABLE
+    assert "holds no video" in str(found)
+
+
 PEAK_MB = """
 import sys
 from pathlib import Path
@@ -342,7 +387,14 @@ def test_the_facts_are_recorded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("one_keyframe.mp4", "fewer than two keyframes"), ("intra_refresh.mp4", "not intra")],
+    [
+        ("one_keyframe.mp4", "fewer than two keyframes"),
+        ("intra_refresh.mp4", "not intra"),
+        ("changed_headers.flv", "headers or palette of the stream change 2 times"),
+        ("changed_headers.mp4", "headers or palette of the stream change 2 times"),
+        ("changed_palette.avi", "headers or palette of the stream change 89 times"),
+        ("several_edits.mp4", "the edit list presents several parts of the file"),
+    ],
 )
 def test_the_reason_for_reading_in_one_piece_is_told(
     name: str, reason: str, tmp_path: Path
@@ -389,6 +441,66 @@ def test_an_edit_list_hides_its_packets(tmp_path: Path) -> None:
     assert any("10 packets are not presented" in warning for warning in info.warnings)
 
 
+@pytest.mark.parametrize(
+    ("name", "seconds"),
+    [
+        ("several_edits.mp4", 1.3 + 1.1 + 2.2),
+        ("overlapping_edits.mp4", 7.5),
+        ("late_edit.mp4", 5),
+        ("long_edit.mp4", 6),
+    ],
+)
+def test_a_video_lasts_as_long_as_its_edits_show(name: str, seconds: float, tmp_path: Path) -> None:
+    """Edits that jump, overlap, come late or promise more than the media has: the duration is that
+    of what is shown, to two frames, and nothing is called truncated."""
+    info, index = probe(os.fspath(HARD_FILES[name](tmp_path / name)))
+    assert abs(info.duration_us - seconds * 1_000_000) < 70_000
+    assert info.duration_us == info.indexed_us
+    assert index.jumps == 0
+    assert not any("truncated" in warning for warning in info.warnings)
+
+
+@pytest.mark.parametrize(
+    ("edits", "seconds"),
+    [
+        ([(2.5, None), (5, 2.21)], 5),
+        ([(1, None), (30, 2)], 6),
+        ([(2.5, 0.1), (5, 2.21)], 7.5),
+    ],
+)
+def test_edits_of_a_cut_file_last_as_long_as_its_tables_show(
+    edits: list[tuple[float, float | None]], seconds: float, tmp_path: Path
+) -> None:
+    """A file with edits of which the end is gone: truncated, and as long as its tables show it, to
+    the frames by which decoding runs ahead."""
+    whole = encode(
+        tmp_path / "whole.mp4",
+        frames(240),
+        options=x264(),
+        pts=lambda number: number + 30,
+        container_options={"movflags": "+faststart"},
+    )
+    size = whole.stat().st_size
+    path = edited(whole, *edits)
+    assert path.stat().st_size == size, "the pictures must not have moved"
+    os.truncate(path, size * 60 // 100)
+    info, _index = probe(os.fspath(path))
+    assert abs(info.duration_us - seconds * 1_000_000) < 200_000
+    assert info.indexed_us < info.duration_us - 1_000_000
+    assert any("truncated" in warning for warning in info.warnings)
+
+
+def test_headers_that_are_repeated_are_no_change(tmp_path: Path) -> None:
+    """A live stream that tells its headers again and again can be split."""
+    path = HARD_FILES["repeated_headers.flv"](tmp_path / "repeated.flv")
+    with av.open(str(path)) as container:
+        told = [packet.has_sidedata("new_extradata") for packet in container.demux(video=0)]
+    assert told.count(True) == 2, "the trap must be there"
+    info, index = probe(os.fspath(path))
+    assert info.sequential_reason is None
+    assert len(index.cut_points()) == 9
+
+
 def running(container: str, clock: list[int | None]) -> tuple[list[int | None], int]:
     """Decoding timestamps in running time, at a tick of 10 ms and ten ticks a frame; and jumps."""
     unwrapper = Unwrapper(container, Fraction(1, 100))
@@ -402,6 +514,16 @@ def test_a_running_clock_is_made_of_clocks_that_fall_back() -> None:
     times, jumps = running("mp4", [100, 110, None, 120, 50, 60, 5, 15])
     assert times == [100, 110, None, 120, 130, 140, 150, 160]
     assert jumps == 2
+
+
+def test_what_an_edit_hides_is_no_jump_of_the_clock() -> None:
+    """Hidden packets after an edit and before the next overlap what is shown: times stay as they
+    are, and the cut is counted, be it the hidden or the shown packet that falls back."""
+    for hidden in ({2}, {3}, {2, 3}):
+        unwrapper = Unwrapper("mp4", Fraction(1, 100))
+        clock = [100, 110, 120, 60, 130]
+        times = [unwrapper.times(t, t, 10, hidden=n in hidden)[1] for n, t in enumerate(clock)]
+        assert (times, unwrapper.cuts, unwrapper.jumps) == (clock, 1, 0)
 
 
 def test_a_timestamp_that_falls_back_a_little_is_no_other_recording() -> None:

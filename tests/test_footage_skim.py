@@ -46,6 +46,7 @@ def scanned(path: Path, stream_index: int) -> Index:
             extradata=source.extradata,
             time_base=source.stream.time_base,
             frame_rate=Fraction(25),
+            delay=lambda: 0,
             limit=2**20,
         )
 

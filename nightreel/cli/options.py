@@ -43,11 +43,16 @@ class Duration(click.ParamType[Fraction]):
             return value
         found = DURATION.fullmatch(str(value).strip())
         seconds = _exact(found["number"]) if found is not None else None
-        if found is None or seconds is None or not 0 < seconds < LONGEST_S:
+        if found is None or seconds is None:
+            units = "the units are ms, s, min and h"
+            self.fail(f"{value!r} is no time: write 2s, 500ms, 0.5 or 2min; {units}", param, ctx)
+        if seconds == 0:
             self.fail(f"{value!r} is no time above 0: write 2s, 500ms, 0.5 or 2min", param, ctx)
         seconds *= UNITS[found["unit"] or "s"]
         if seconds < 1 / HIGHEST_RATE:
             self.fail(f"{value!r} is shorter than 1ms: write 2s, 500ms, 0.5 or 2min", param, ctx)
+        if seconds > LONGEST_S:
+            self.fail(f"{value!r} is longer than {LONGEST_S}s: write 2s, 5min or 1h", param, ctx)
         return seconds
 
 
@@ -62,8 +67,10 @@ class Rate(click.ParamType[Fraction]):
         if isinstance(value, Fraction):
             return value
         rate = _exact(str(value).strip())
-        if rate is None or not 0 < rate <= HIGHEST_RATE:
+        if rate is None or rate <= 0:
             self.fail(f"{value!r} is no rate above 0: write 1, 0.5 or 1/5", param, ctx)
+        if rate > HIGHEST_RATE:
+            self.fail(f"{value!r} is more than {HIGHEST_RATE}: write 1, 0.5 or 1/5", param, ctx)
         return rate
 
 

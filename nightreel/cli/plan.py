@@ -198,7 +198,9 @@ def _videos(
         stop=threading.Event(),
     ):
         if one.info is None or one.content_id is None:
-            rejected.append(f"{one.file.shown}: {one.reason}")
+            # Most reasons begin with the path.
+            name = f"{one.file.shown}: "
+            rejected.append(name + one.reason.removeprefix(name))
         elif one.content_id not in seen:
             seen.add(one.content_id)
             yield one.file.path, one.content_id, one.info, one.ranges

@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from storage.records import VideoInfo
-from workers.footage.index import Unwrapper
+from workers.footage.index import Slots, Unwrapper, lacks_times
 from workers.footage.picture import Picture, orientation, tone_mapped
 from workers.footage.source import Source
 
@@ -49,10 +49,11 @@ class Clock:
         self._info = info
         self._each = 1 / (info.frame_rate or Fraction(25))
         sequential = info.sequential_reason is not None
-        # An index of a file without timestamps counts frames: a tick is a frame.
-        self._counted = sequential and info.time_base == self._each
+        # An index of a file without timestamps counts frames: a tick is a frame, or a slot for one.
+        counted = info.time_base == self._each or lacks_times(info.container, info.codec)
+        self._slots = Slots(info.container) if sequential and counted else None
         self._unwrapper = (
-            Unwrapper(info.container, info.time_base) if sequential and not self._counted else None
+            Unwrapper(info.container, info.time_base) if sequential and not counted else None
         )
         self._latest: Fraction | None = None
 
@@ -61,13 +62,17 @@ class Clock:
         if self._unwrapper is None:
             return
         before = packet.dts
-        packet.pts, packet.dts = self._unwrapper.times(packet.pts, before, packet.duration)
+        packet.pts, packet.dts = self._unwrapper.times(
+            packet.pts, before, packet.duration, hidden=packet.is_discard
+        )
         if before is not None and packet.dts is not None:
             self.shift = (packet.dts - before) * self._info.time_base
 
     def time_of(self, frame: VideoFrame) -> Fraction:
         """Seconds from the first frame, exact."""
-        if frame.pts is not None and not self._counted:
+        if self._slots is not None:
+            self._latest = self._slots.time(frame.dts) * self._info.time_base
+        elif frame.pts is not None:
             # The frame's own time base is lost where the decoder is emptied at the end.
             self._latest = (frame.pts - self._info.first_pts) * self._info.time_base
         else:

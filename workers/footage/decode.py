@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import partial
 
 import av.error
@@ -24,6 +25,7 @@ from storage.records import (
     shown_path,
 )
 from workers.footage.decoder import Decoder
+from workers.footage.index import Slots
 from workers.footage.picture import Picture, Renderer
 from workers.footage.sample import Grid, Slot, scaled_one
 from workers.footage.source import FootageError, Rejected, Source
@@ -103,10 +105,14 @@ class _Reader:
 
     def read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         with _opened(self.path, self.info) as source:
-            aspect = source.sample_aspect_ratio
-            self._renderer = Renderer(self.size, self.fit, pixel_aspect=aspect)
+            self._renderer = Renderer(
+                self.size,
+                self.fit,
+                pixel_aspect=source.sample_aspect_ratio,
+                interlaced=source.interlaced,
+            )
             if self.range.buckets and not self.range.pts:
-                yield from self._counted(Decoder(source, beat, lambda frame: frame))
+                yield from self._counted(Decoder(source, beat, lambda *taken: taken))
             else:
                 yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
@@ -140,7 +146,7 @@ class _Reader:
         if not decoder.fed:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
-                "was probed; the file changed, submit it again"
+                "was probed; the file changed, run or submit it again"
             )
         # What never came as a packet, where the others did.
         found.give_up(found.missing(wanted[-1]))
@@ -156,7 +162,8 @@ class _Reader:
                 if taken.pts is not None and taken.pts > lost[-1]:
                     return
 
-    def _render(self, frame: VideoFrame) -> Picture | None:
+    def _render(self, frame: VideoFrame, pixel_aspect: Fraction) -> Picture | None:
+        self._renderer.pixel_aspect = pixel_aspect
         try:
             return self._renderer.picture(frame)
         except (av.error.FFmpegError, ValueError):
@@ -184,21 +191,26 @@ class _Reader:
         bucket = self.range.buckets[position]
         return DecodedSample(bucket, taken.pts, t_us, *interval, taken.picture)
 
-    def _counted(self, decoder: Decoder[VideoFrame]) -> Iterator[DecodedSample | Gap]:
+    def _counted(
+        self, decoder: Decoder[tuple[VideoFrame, Fraction]]
+    ) -> Iterator[DecodedSample | Gap]:
         """The samples of a video without timestamps: frames are numbered as they come."""
-        frame_us = 1_000_000 * self.info.time_base
+        tick_us = 1_000_000 * self.info.time_base
         is_last = self.range.end_us >= self.info.duration_us
         waiting: DecodedSample | None = None
-        number, keyframes = 0, -1
-        for number, frame in enumerate(decoder.everything(), 1):
-            keyframes += number == 1 or frame.key_frame
-            bucket, start_us = self._numbered(number - 1, keyframes)
+        slots, keyframes = Slots(self.info.container), -1
+        for number, (frame, pixel_aspect) in enumerate(decoder.everything()):
+            keyframes += number == 0 or frame.key_frame
+            time = slots.time(frame.dts)
+            bucket, start_us = self._placed_by_number(number, keyframes, time)
             if bucket < self.range.bucket_start or (waiting and bucket == waiting.bucket):
                 continue
             if bucket >= self.range.bucket_end and not is_last:
                 break
-            t_us = scaled_one(number - 1, frame_us)
-            picture = self._render(frame) if t_us < self._end_us else None
+            start_us = min(max(start_us, self.range.start_us), self._end_us)
+            t_us = scaled_one(time, tick_us)
+            shown = t_us < self.info.indexed_us
+            picture = self._render(frame, pixel_aspect) if shown else None
             if picture is None:
                 continue
             if waiting:
@@ -206,23 +218,28 @@ class _Reader:
             else:
                 start_us = self.range.start_us
             waiting = DecodedSample(bucket, None, t_us, start_us, start_us, picture)
-        # Containers count packets that hold no picture, so only damage makes a shortfall a loss.
+        # Containers count packets that hold no picture, so only damage makes a shortfall a loss,
+        # and packets that are gone.
         end_us = self._end_us
-        if decoder.damaged:
-            end_us = min(end_us, scaled_one(number, frame_us))
+        gone = decoder.packets < self.info.frame_count
+        if gone or decoder.damaged:
+            end_us = min(end_us, scaled_one(slots.next, tick_us))
         if waiting:
             end_us = max(end_us, waiting.start_us)
             yield replace(waiting, end_us=end_us)
         else:
             end_us = self.range.start_us
         if end_us < self._end_us:
-            yield Gap(end_us, self._end_us, GapKind.DAMAGED, "frames do not decode")
+            lost = Gap(end_us, self._end_us, GapKind.DAMAGED, "frames do not decode")
+            if gone:
+                lost = replace(lost, kind=GapKind.READ_ERROR, detail=_DETAILS[GapKind.READ_ERROR])
+            yield lost
 
-    def _numbered(self, number: int, keyframes: int) -> tuple[int, int]:
+    def _placed_by_number(self, number: int, keyframes: int, time: int) -> tuple[int, int]:
         """The bucket of a counted frame and where that bucket begins, in microseconds."""
-        t_us = scaled_one(number, 1_000_000 * self.info.time_base)
+        t_us = scaled_one(time, 1_000_000 * self.info.time_base)
         if self._grid.rate is not None:
-            bucket = scaled_one(number, self.info.time_base * self._grid.rate)
+            bucket = scaled_one(time, self.info.time_base * self._grid.rate)
             return bucket, scaled_one(bucket, 1_000_000 / self._grid.rate)
         every = self.sampling.mode is SamplingMode.EVERY_FRAME
         return (number if every else keyframes), t_us
@@ -244,7 +261,7 @@ class _Found:
         self,
         frame_range: FrameRange,
         grid: Grid,
-        render: Callable[[VideoFrame], Picture | None],
+        render: Callable[[VideoFrame, Fraction], Picture | None],
     ) -> None:
         self.samples: dict[int, _Taken | None] = {}
         """What came and was not handed out yet; None stands for a sample that is lost."""
@@ -256,10 +273,12 @@ class _Found:
         self._next = 0
         self._stand_ins: dict[int, _Taken | None] = {}
 
-    def take(self, frame: VideoFrame, *, out_of_order: bool = False) -> _Taken:
+    def take(
+        self, frame: VideoFrame, pixel_aspect: Fraction, *, out_of_order: bool = False
+    ) -> _Taken:
         """What `add` may need of a frame."""
         asked = self._role(frame.pts, out_of_order) is not None
-        return _Taken(frame.pts, self._render(frame) if asked else None)
+        return _Taken(frame.pts, self._render(frame, pixel_aspect) if asked else None)
 
     def add(self, taken: _Taken, *, out_of_order: bool = False) -> None:
         """Use a frame if it is wanted, or if it may stand in for one of its bucket that should
@@ -320,7 +339,7 @@ def _opened(path: str, info: VideoInfo) -> Source:
         source.close()
         raise FootageError(
             f"{shown_path(os.fsencode(path))}: {source.codec} in {source.container} where "
-            f"{info.codec} in {info.container} was probed; the file changed, submit it again"
+            f"{info.codec} in {info.container} was probed; the file changed, run or submit it again"
         )
     return source
 

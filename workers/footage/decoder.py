@@ -35,7 +35,7 @@ _HEALED_S = 10
 """Seconds after damage from which on pictures count as whole where no keyframe comes: intra blocks
 have replaced most of it, and a file with one keyframe is not lost for one damaged packet."""
 _REMEMBERED = 64
-"""Damages and keyframes that are remembered; no decoder holds back so many frames."""
+"""Damages, keyframes and changes that are remembered; no decoder holds back so many frames."""
 _BETWEEN = 1
 """Bidirectional frames that wait for the frame after them, of which they may be made. Between two
 references sampling decodes one at most."""
@@ -134,12 +134,36 @@ class _Damage:
         return pts is not None and any(begin <= pts < end for begin, end in self._spoiled)
 
 
+class _Shapes:
+    """The width of a pixel by its height, which a broadcast changes at keyframes. A frame does not
+    tell its own, and the decoder that gives it may have read the next one's headers by then."""
+
+    def __init__(self, first: Fraction) -> None:
+        self._changes = deque([(-(2**63), first)], maxlen=_REMEMBERED)
+
+    def keyframe(self, pts: int, shape: Fraction) -> None:
+        """What is shown from this timestamp on has that shape."""
+        if self.at(pts) != shape:
+            self._changes.append((pts, shape))
+
+    def at(self, pts: int | None) -> Fraction:
+        """The shape of the picture of this timestamp."""
+        if pts is None or len(self._changes) == 1:
+            return self._changes[-1][1]
+        begun = [change for change in self._changes if change[0] <= pts]
+        return max(begun, default=self._changes[0])[1]
+
+
 class Decoder(Generic[_Taken]):
-    """Decodes parts of one open source, and gives what `take` makes of the frames: one that waited
-    itself would cost a picture's memory. `beat` is called for every packet."""
+    """Decodes parts of one open source, and gives what `take` makes of the frames and the shape of
+    their pixels: a frame that waited itself would cost a picture's memory. `beat` is called for
+    every packet."""
 
     def __init__(
-        self, source: Source, beat: Callable[[], None], take: Callable[[VideoFrame], _Taken]
+        self,
+        source: Source,
+        beat: Callable[[], None],
+        take: Callable[[VideoFrame, Fraction], _Taken],
     ) -> None:
         self.damaged = 0
         """Packets that did not decode, and frames marked as corrupt."""
@@ -147,6 +171,8 @@ class Decoder(Generic[_Taken]):
         """Timestamps of the wanted frames whose packets were decoded."""
         self.latest_fed = -(2**63)
         """The highest of them."""
+        self.packets = 0
+        """Packets that `everything` has read."""
         self._source = source
         self._beat = beat
         self._take = take
@@ -154,9 +180,10 @@ class Decoder(Generic[_Taken]):
         self._busy = False
         self._damage = _Damage(self._ticks(_HEALED_S))
         self._between: deque[_Taken] = deque()
-        searched = source.container in _SEARCHED
-        self._least_back = _BACK_SEARCHED if searched else 0
-        self._jump = self._ticks(_JUMP_SEARCHED_S if searched else _JUMP_S)
+        self._shapes = _Shapes(source.sample_aspect_ratio)
+        self._searched = source.container in _SEARCHED
+        self._least_back = _BACK_SEARCHED if self._searched else 0
+        self._jump = self._ticks(_JUMP_SEARCHED_S if self._searched else _JUMP_S)
 
     def wanted(
         self, wanted: Sequence[int], seek_pts: int | None, *, splittable: bool
@@ -209,7 +236,8 @@ class Decoder(Generic[_Taken]):
             if not anchored:
                 continue
             held.append(packet)
-            hit = agenda.wants(pts)
+            # Edits overlap: a hidden packet may have the time of a wanted one.
+            hit = agenda.wants(pts) and not packet.is_discard
             if hit or held.size > _HELD_BYTES:
                 for waiting in held.take():
                     wanted = agenda.wants(waiting.pts)
@@ -227,6 +255,7 @@ class Decoder(Generic[_Taken]):
         """All frames from the first packet on, in the order of presentation: damaged ones too,
         for they are numbered."""
         for packet in self._packets():
+            self.packets += 1
             yield from self._decoded(packet, whole_only=False)
         for taken in self._drained(whole_only=False):
             if taken is not None:
@@ -260,12 +289,15 @@ class Decoder(Generic[_Taken]):
             self._beat()
             if self._unwrapper is not None:
                 packet.pts, packet.dts = self._unwrapper.times(
-                    packet.pts, packet.dts, packet.duration
+                    packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
-            yield packet
+            # Theora and AVI repeat the picture before by a packet without bytes, which decoders
+            # take for an error.
+            if packet.size:
+                yield packet
 
     def _primed_seek(self, pts: int, back: int = 0) -> bool:
-        for packet in self._source.packets():
+        for packet in self._packets():
             for _ in self._decoded(packet):
                 pass
             break
@@ -298,6 +330,9 @@ class Decoder(Generic[_Taken]):
             self.damaged += 1
             self._damage.add(packet.pts)
         else:
+            # Other containers tell the shape themselves, for the whole of a stream.
+            if self._searched and packet.is_keyframe and packet.pts is not None:
+                self._shapes.keyframe(packet.pts, self._source.decoded_aspect_ratio)
             yield from self._judged(frames, whole_only)
 
     def _drained(self, *, whole_only: bool = True) -> Iterator[_Taken | None]:
@@ -315,21 +350,24 @@ class Decoder(Generic[_Taken]):
         self._damage.forget()
         yield None
 
+    def _taken(self, frame: VideoFrame) -> _Taken:
+        return self._take(frame, self._shapes.at(frame.pts))
+
     def _judged(self, frames: list[VideoFrame], whole_only: bool) -> Iterator[_Taken]:
         for frame in frames:
             if frame.is_corrupt:
                 self.damaged += 1
                 self._damage.add(frame.pts)
             if not whole_only:
-                yield self._take(frame)
+                yield self._taken(frame)
             elif self._damage.reaches(frame.pts):
                 # What was shown before it may be made of it all the same.
                 self._between.clear()
             elif frame.pict_type == PictureType.B:
                 if len(self._between) == _BETWEEN:
                     yield self._between.popleft()
-                self._between.append(self._take(frame))
+                self._between.append(self._taken(frame))
             else:
                 yield from self._between
                 self._between.clear()
-                yield self._take(frame)
+                yield self._taken(frame)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
 from workers.footage.sample import Flags, Ints
 
 if TYPE_CHECKING:
-    from av.packet import Packet
+    from av.packet import Packet, PacketSideData
     from av.stream import Stream
 
 NO_DTS = -(2**63)
@@ -22,11 +23,13 @@ NO_DTS = -(2**63)
 
 KEYFRAMES_COMPARED = 512
 """Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
-_AVI_WITHOUT_PTS = frozenset(("mpeg4", "h264", "hevc"))
+_REORDERED = frozenset(("mpeg4", "h264", "hevc"))
 """Codecs with reordered frames, which AVI stores without presentation timestamps."""
 _RUNNING_CLOCKS = frozenset(("mpegts", "mpeg", "flv"))
 """Containers that stamp packets by the recorder's clock. A leap of it is no picture that stands
 for long, but another recording or damage; in other containers a frame lasts until the next."""
+_HEADERS_INSIDE = frozenset(("mpegts", "mpeg"))
+"""Containers whose pictures bring their headers along, and other things beside every packet."""
 _FALL_S = Fraction(1, 10)
 """Seconds by which decoding timestamps may fall back without another recording's beginning."""
 _LEAP_S, _LEAP_STEPS = 10, 16
@@ -44,28 +47,38 @@ class Unwrapper:
     def __init__(self, container: str, time_base: Fraction) -> None:
         self.jumps = 0
         """Packets that did not follow the one before, or are shown at another time than decoded."""
+        self.cuts = 0
+        """Places where an edit list goes on in another part of the file."""
         self._fall = int(_FALL_S / time_base)
         self._leap = int(_LEAP_S / time_base) if container in _RUNNING_CLOCKS else 2**63
         self._shift = 0
         self._dts: int | None = None
         self._step = 0
         self._next = 0
+        self._hidden = False
 
     def times(
-        self, pts: int | None, dts: int | None, duration: int | None
+        self, pts: int | None, dts: int | None, duration: int | None, *, hidden: bool = False
     ) -> tuple[int | None, int | None]:
-        """A packet's presentation and decoding timestamps in running time."""
+        """A packet's presentation and decoding timestamps in running time; `hidden` where an edit
+        list keeps it from being presented."""
         if dts is None:
             return (None if pts is None else pts + self._shift), None
         farthest = max(self._leap, _LEAP_STEPS * self._step)
         if self._dts is not None:
             step = dts - self._dts
-            if step < -self._fall or step > farthest:
+            if step < 0 and (hidden or self._hidden):
+                # Hidden packets, decoded after an edit or for the next, overlap what is presented,
+                # whose times are right as they stand.
+                self.cuts += 1
+                self._dts = None
+            elif step < -self._fall or step > farthest:
                 self._shift += self._next - dts
                 self.jumps += 1
                 self._dts = None
             if step > 0:
                 self._step = step
+        self._hidden = hidden
         end = dts + (duration or 1)
         if self._dts is None:
             self._dts, self._next = dts, end
@@ -77,6 +90,54 @@ class Unwrapper:
         return (None if pts is None else pts + self._shift), dts + self._shift
 
 
+def lacks_times(container: str, codec: str) -> bool:
+    """True for files whose presentation timestamps FFmpeg makes up."""
+    return container == "avi" and codec in _REORDERED
+
+
+class Slots:
+    """Times of the frames of a video without presentation timestamps, in the order of presentation
+    and from the first one on, in ticks.
+
+    AVI has a slot for each tick and leaves those of dropped frames empty: a frame stands at the
+    slot of the packet that brings it out of the decoder, which delays all alike. In other
+    containers the frames follow each other.
+    """
+
+    def __init__(self, container: str) -> None:
+        self.next = 0
+        """The earliest time that the next frame may have."""
+        self._slotted = container == "avi"
+        self._first: int | None = None
+
+    def time(self, dts: int | None) -> int:
+        """The time of the next frame, which came with the packet of this decoding timestamp."""
+        if self._slotted and dts is not None:
+            if self._first is None:
+                self._first = dts
+            self.next = max(self.next, dts - self._first)
+        self.next += 1
+        return self.next - 1
+
+
+class _Headers:
+    """What a container tells the decoder once, with the packet from which on it holds: headers of
+    joined recordings, palettes. A decoder that begins after that packet does not know it."""
+
+    def __init__(self, extradata: bytes) -> None:
+        self.changes = 0
+        """Times that another than the one before was told."""
+        self._told = {"new_extradata": extradata}
+
+    def tell(self, side: PacketSideData, *, first: bool) -> None:
+        """Follow what comes with a packet. The first packet's is known to all tasks, for each of
+        them decodes it; what live streams repeat now and then is no change."""
+        if (kind := side.data_type) in ("new_extradata", "palette"):
+            told = bytes(side)
+            self.changes += not first and self._told.get(kind) != told
+            self._told[kind] = told
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Index:
     """The presented frames of one stream, in decoding order.
@@ -85,16 +146,17 @@ class Index:
     """
 
     pts: Ints
-    """Presentation timestamps in ticks of `time_base`, unwrapped; ordinals where `counted`."""
+    """Presentation timestamps in ticks of `time_base`, unwrapped; where `counted` what their order
+    lets expect, from 0 on."""
     dts: Ints
     """Decoding timestamps, unwrapped; NO_DTS where there is none."""
     duration: Ints
     """Durations by the container; 0 where unknown."""
     keyframe: Flags
     time_base: Fraction
-    """Seconds a tick; where `counted`, seconds a frame."""
+    """Seconds a tick; where `counted`, seconds a frame or, in AVI, a slot for one."""
     counted: bool
-    """The file has no presentation timestamps, so time is the frame's number over the rate."""
+    """The file has no presentation timestamps, so frames are counted as `Slots` does."""
     sequential_reason: str | None
     """Why ranges cannot be read independently; None where they can."""
     packets: int
@@ -145,15 +207,18 @@ def read_index(
     extradata: bytes,
     time_base: Fraction,
     frame_rate: Fraction,
+    delay: Callable[[], int],
     limit: int,
 ) -> Index:
     """Read the index of one stream off a file's packets, and say whether it can be split.
 
-    `frame_rate` serves only files without timestamps. OverflowError above `limit` packets.
+    `frame_rate` and `delay` serve only files without timestamps; `delay` is asked at the end for
+    the packets that the decoder took before it gave a frame. OverflowError above `limit` packets.
     """
     pts, dts, durations = array("q"), array("q"), array("q")
     keys = array("b")
     unwrapper = Unwrapper(container, time_base)
+    headers, told_beside = _Headers(extradata), container not in _HEADERS_INSIDE
     seen = untimed = contradictions = compared = damaged = others_end_us = 0
     for packet in packets:
         if packet.stream_index != stream_index:
@@ -164,14 +229,22 @@ def read_index(
         seen += 1
         if seen > limit:
             raise OverflowError(limit)
-        shown, decoded = unwrapper.times(packet.pts, packet.dts, packet.duration)
+        hidden = packet.is_discard
+        shown, decoded = unwrapper.times(packet.pts, packet.dts, packet.duration, hidden=hidden)
+        for side in packet.iter_sidedata() if told_beside else ():
+            headers.tell(side, first=seen == 1)
         damaged += packet.is_corrupt
         key = packet.is_keyframe
         if key and compared < KEYFRAMES_COMPARED:
             compared += 1
             head = bytes(memoryview(packet)[:HEAD_BYTES])
             contradictions += contradicts_keyframe(codec, extradata, head)
-        if packet.is_discard or packet.size == 0 or is_hidden(codec, memoryview(packet)):
+        if hidden or is_hidden(codec, memoryview(packet)):
+            continue
+        if packet.size == 0:
+            # It repeats the picture before, which stands for longer.
+            if durations:
+                durations[-1] += packet.duration or 0
             continue
         untimed += shown is None
         pts.append(NO_DTS if shown is None else shown)
@@ -183,10 +256,12 @@ def read_index(
     flags = np.array(keys, np.bool_)
     decoding = np.array(dts, np.int64)
     lengths = np.array(durations, np.int64)
-    counted = untimed * 2 > len(times) or (container == "avi" and codec in _AVI_WITHOUT_PTS)
+    counted = untimed * 2 > len(times) or lacks_times(container, codec)
     if counted:
-        times, time_base = np.arange(len(times), dtype=np.int64), 1 / frame_rate
-        lengths = np.ones(len(times), np.int64)
+        times = _expected(dts, container, delay())
+        slotted = container == "avi"
+        lengths = lengths if slotted else np.ones(len(times), np.int64)
+        time_base = time_base if slotted else 1 / frame_rate
     elif untimed:
         timed = times != NO_DTS
         times, flags, decoding, lengths = (a[timed] for a in (times, flags, decoding, lengths))
@@ -195,7 +270,9 @@ def read_index(
         flags,
         counted=counted,
         untimed=untimed,
+        changes=headers.changes,
         jumps=unwrapper.jumps,
+        cuts=unwrapper.cuts,
         contradictions=contradictions,
     )
     return Index(
@@ -213,14 +290,34 @@ def read_index(
     )
 
 
+def _expected(dts: array[int], container: str, delay: int) -> Ints:
+    """When the frames of packets are shown that a decoder gives so many packets late."""
+    slots = Slots(container)
+    known = (None if one == NO_DTS else one for one in dts[delay:])
+    bringing = itertools.chain(known, itertools.repeat(None))
+    return np.fromiter((slots.time(next(bringing)) for _ in dts), np.int64, len(dts))
+
+
 def _sequential_reasons(
-    pts: Ints, keyframe: Flags, *, counted: bool, untimed: int, jumps: int, contradictions: int
+    pts: Ints,
+    keyframe: Flags,
+    *,
+    counted: bool,
+    untimed: int,
+    changes: int,
+    jumps: int,
+    cuts: int,
+    contradictions: int,
 ) -> Iterator[str]:
     """Why the ranges of a video cannot be read independently of each other, the gravest first."""
     if counted:
         yield "the file has no presentation timestamps: frames are counted"
     if jumps:
         yield f"the clock jumps {jumps} times: recordings were joined, or timestamps are damaged"
+    if changes:
+        yield f"headers or palette of the stream change {changes} times"
+    if cuts:
+        yield "the edit list presents several parts of the file one after the other"
     if untimed:
         yield f"{untimed} frames have no presentation timestamp"
     if contradictions:

@@ -89,11 +89,15 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
 class Renderer:
     """Makes pictures of one video's frames; sizes and formats may change from frame to frame."""
 
-    def __init__(self, size: int, fit: Fit, *, pixel_aspect: Fraction) -> None:
-        """`pixel_aspect`: the width of a pixel by its height."""
+    def __init__(
+        self, size: int, fit: Fit, *, pixel_aspect: Fraction, interlaced: bool = False
+    ) -> None:
+        """`interlaced`: all frames are, whether they say so or not."""
+        self.pixel_aspect = pixel_aspect
+        """The width of a pixel by its height; it may be set from frame to frame."""
         self._size = size
         self._fit = fit
-        self._pixel_aspect = pixel_aspect
+        self._interlaced = interlaced
         self._scaler = VideoReformatter()
         self._turn: float | None = None
         self._upright = (0, False)
@@ -111,11 +115,10 @@ class Renderer:
         av.error.FFmpegError for a frame that the scaler refuses.
         """
         transfer = frame.color_trc
-        aspect = self._pixel_aspect
         rotation, mirrored = self._orientation(frame)
-        if frame.interlaced_frame:
+        if frame.interlaced_frame or self._interlaced:
             frame = _deinterlaced(frame)
-        shown = max(1, round(frame.width * aspect))
+        shown = max(1, round(frame.width * self.pixel_aspect))
         width, height = _scaled_size(shown, frame.height, self._size, self._fit)
         high_range = transfer in (_PQ, _HLG)
         colorspace = _COLORSPACES.get(frame.colorspace) or (

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av.error
 import numpy as np
+from av.index import IndexEntries
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
@@ -101,6 +102,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 extradata=source.extradata,
                 time_base=stream.time_base or Fraction(1, 1_000_000),
                 frame_rate=_nominal_rate(source),
+                delay=lambda: peek.delay,
                 limit=MAX_PACKETS,
             )
         except OverflowError:
@@ -155,6 +157,8 @@ class _Peek:
     source: Source
     beat: Callable[[], None]
     frame: VideoFrame | None = None
+    delay: int = 0
+    """Packets that were decoded before the one that brought the first picture."""
 
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         left, skimming = _PEEKED_PACKETS, may_hide(self.source.codec)
@@ -163,6 +167,7 @@ class _Peek:
             if self.frame is None and left and packet.stream_index == self.source.stream.index:
                 left -= 1
                 self.frame = self._decode(packet)
+                self.delay += self.frame is None
             elif not skimming:
                 skimming = True
                 self.source.skim(KEYFRAMES_COMPARED, HEAD_BYTES)
@@ -179,12 +184,9 @@ class _Peek:
 
 
 def _nominal_rate(source: Source) -> Fraction:
-    """Frames a second for files without timestamps: by AVI's header, by raw streams' own."""
+    """Frames a second of a stream without timestamps, by its own headers."""
     stream = source.stream
-    rates = [stream.guessed_rate, stream.average_rate]
-    if source.container == "avi":
-        rates.reverse()
-    return next((rate for rate in rates if rate), Fraction(25))
+    return stream.guessed_rate or stream.average_rate or Fraction(25)
 
 
 def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoInfo:
@@ -220,7 +222,7 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         indexed_us=indexed_us,
         header_us=header_us,
         sequential_reason=index.sequential_reason,
-        interlaced=frame is not None and frame.interlaced_frame,
+        interlaced=source.interlaced or (frame is not None and frame.interlaced_frame),
         bit_depth=pixel_format.components[0].bits if pixel_format else 8,
         transfer=_TRANSFERS.get(frame.color_trc, "unknown") if frame else "unknown",
         warnings=(
@@ -257,6 +259,11 @@ def _missing_us(
     missing_us = header_us - indexed_us
     if missing_us <= tolerance_us:
         return 0
+    if source.table is not None:
+        # What its header says may cover time before the first picture, and edits longer than what
+        # they show.
+        missing_us = _tabled_us(source.table, index) - indexed_us
+        return missing_us if missing_us > tolerance_us else 0
     if source.header_frames and index.packets >= source.header_frames:
         return 0  # Every frame of the container's table was there: its duration is wrong.
     if source.stream_duration is None:
@@ -264,6 +271,19 @@ def _missing_us(
         file_us = source.container_us or 0
         return 0 if index.others_end_us >= file_us - tolerance_us else missing_us
     return missing_us
+
+
+def _tabled_us(table: IndexEntries, index: Index) -> int:
+    """The presented pictures' duration by the table of a file that does not hold them all."""
+    if index.packets >= len(table):
+        return 0
+    shown = (entry.timestamp for entry in table if not entry.is_discard)
+    times = np.fromiter(shown, np.int64)
+    if len(times) < 2:
+        return 0
+    # The last picture stands as long as they do on average.
+    steps_us = int(times.max() - times.min()) * index.time_base * 1_000_000
+    return scaled_one(len(times), steps_us / (len(times) - 1))
 
 
 def _warnings_of_time(
@@ -279,10 +299,12 @@ def _warnings_of_time(
 def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None) -> Iterator[str]:
     hidden = index.packets - len(index.pts)
     if hidden:
-        yield f"{hidden} packets are not presented (edit list or hidden frames)"
+        yield f"{hidden} packets are not presented (edit list, hidden or repeated frames)"
     damaged = index.marked_damaged + source.damaged_reads
     if damaged:
         yield f"{damaged} damaged packets"
+    if source.zeros:
+        yield f"its last {source.zeros / 1e6:.0f} MB are zeros; reading ended there"
     if frame is None:
         yield "no picture decodes at the start of the stream"
     if len(index.pts) > 1:

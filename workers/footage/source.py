@@ -20,6 +20,7 @@ from typing import Self, cast
 import av
 import av.error
 from av.container import InputContainer
+from av.index import IndexEntries
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
@@ -43,8 +44,16 @@ _CREATED = ("com.apple.quicktime.creationdate", "creation_time", "date_recorded"
 """Metadata that tell when something was recorded; Apple's is the only one in local time."""
 _LONGEST_CREATED = 100
 
+_WITHOUT_FIELDS = frozenset(("huffyuv", "ffvhuff"))
+"""Codecs of captured video whose pictures do not say whether they are interlaced."""
+_PROGRESSIVE = 1
+"""FFmpeg's field orders: unknown, progressive, and four that are interlaced."""
+
 _OPEN_TIMEOUT_S = 60.0
 _READ_TIMEOUT_S = 30.0
+_LOOKS, _LOOK_BYTES = 64, 4096
+"""Where a search for packets has taken too long: places in the rest of the file that are looked at,
+and bytes of each."""
 _FAILED_READS = 16
 """Reads that fail in a row, after which the rest of the file counts as unreadable."""
 
@@ -102,7 +111,10 @@ def rejection(path: str, error: BaseException) -> Rejected:
             kind = RejectKind.FORBIDDEN_FORMAT
             text = "a format that may name other files is not opened; convert it to MP4 or Matroska"
         case av.error.ExitError():
-            text = "reading made no progress; check the storage"
+            text = (
+                "reading came to nothing in time: the storage is slow, or a large part of the file "
+                "holds no video; check the storage, or copy the file with another program"
+            )
         case _:
             number = error.errno if isinstance(error, OSError | av.error.FFmpegError) else None
             cause = type(error).__name__
@@ -148,6 +160,8 @@ class Source:
         self.path = path
         self.damaged_reads = 0
         """Reads that failed and were passed over."""
+        self.zeros = 0
+        """Bytes at the file's end in which no packet was found in time, and which are zeros."""
         self._pinned = stream_index
         self._beat = beat
         self._skimmed: SkimmedFile | None = None
@@ -232,6 +246,12 @@ class Source:
         self._skimmed.skip(self._media, but=heads)
 
     @property
+    def table(self) -> IndexEntries | None:
+        """All of the stream's packets by the table of an MP4 or QuickTime file that is not
+        fragmented, in the order of the file; None where no table is sure to tell all."""
+        return None if self._media is None else self.stream.index_entries
+
+    @property
     def codec(self) -> str:
         """The codec by the name of its format, whichever decoder is used."""
         return self.stream.codec_context.codec.canonical_name
@@ -244,8 +264,20 @@ class Source:
     @property
     def sample_aspect_ratio(self) -> Fraction:
         """Width of a pixel by its height; 1 where unknown or implausible."""
-        ratio = self.stream.sample_aspect_ratio
-        return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
+        return _plausible(self.stream.sample_aspect_ratio)
+
+    @property
+    def decoded_aspect_ratio(self) -> Fraction:
+        """The same by the headers that the decoder has read last."""
+        return _plausible(self.stream.codec_context.sample_aspect_ratio)
+
+    @property
+    def interlaced(self) -> bool:
+        """Whether the container says so of a codec that knows of no fields; others' pictures tell
+        for themselves, and know it better."""
+        return (
+            self.codec in _WITHOUT_FIELDS and self.stream.codec_context.field_order > _PROGRESSIVE
+        )
 
     @property
     def header_frames(self) -> int:
@@ -324,6 +356,7 @@ class Source:
             unread = not every_stream and other.index != self.stream.index
             other.discard = Discard.all if unread else Discard.default
         failures = 0
+        packet = None
         while failures < _FAILED_READS:
             demuxed = self._container.demux(() if every_stream else self.stream)
             try:
@@ -338,9 +371,26 @@ class Source:
                 failures += 1
                 self.damaged_reads += 1
             except (av.error.FFmpegError, OSError) as error:
+                late = isinstance(error, av.error.ExitError)
+                if late and packet is not None and self._only_zeros_follow(packet):
+                    return
                 raise FootageError(str(rejection(self.path, error))) from error
             else:
                 return
+
+    def _only_zeros_follow(self, packet: Packet[Stream]) -> bool:
+        """Whether a packet is the last before space that a recorder reserved and did not fill."""
+        at = packet.pos
+        if at is None or at < 0:
+            return False
+        with open(self.path, "rb", buffering=0) as file:
+            rest = os.fstat(file.fileno()).st_size - at
+            places = (at + rest * (2 * n + 1) // (2 * _LOOKS) for n in range(_LOOKS))
+            looks = [os.pread(file.fileno(), _LOOK_BYTES, place) for place in places]
+        if any(any(look) for look in looks):
+            return False
+        self.zeros = rest
+        return True
 
     def seek(self, pts: int) -> bool:
         """Go to a keyframe at or before a timestamp, if the container can; the decoder is reset.
@@ -350,6 +400,10 @@ class Source:
         except av.error.FFmpegError:
             return False
         return True
+
+
+def _plausible(ratio: Fraction | None) -> Fraction:
+    return ratio if ratio and Fraction(1, 8) <= ratio <= 8 else Fraction(1)
 
 
 def _area(stream: VideoStream) -> int:
