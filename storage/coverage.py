@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sqlalchemy import Engine, exists, func, or_, select
 
 from storage.database import reading
+from storage.dialect import among
 from storage.records import Gap, GapKind, TaskState, VideoState
 from storage.schema import files, gaps, job_videos, jobs, probes, still_open, tasks
 
@@ -74,6 +76,16 @@ def listing(engine: Engine, job_id: int) -> Listing:
             select(jobs.c.state, jobs.c.planning_finished).where(jobs.c.id == job_id)
         ).one()
         return Listing(job.state, job.planning_finished, connection.scalars(unread).one())
+
+
+def lacking(engine: Engine, job_id: int, video_ids: Collection[int] | None = None) -> int:
+    """How many of the job's videos, or of these of them, are not (yet) complete."""
+    videos_of_job = job_videos.c.job_id == job_id, job_videos.c.state != VideoState.COMPLETE
+    query = select(func.count()).select_from(job_videos).where(*videos_of_job)
+    with reading(engine) as connection:
+        if video_ids is not None:
+            query = query.where(among(connection, job_videos.c.video_id, video_ids))
+        return connection.scalars(query).one()
 
 
 def coverage(engine: Engine, job_id: int, video: int | None = None) -> list[VideoCoverage]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, exists, select
 
 from storage.columns import Curves, SampleColumns, columns_in
 from storage.database import reading
@@ -76,8 +76,14 @@ def watches(engine: Engine, job_id: int) -> bool:
 
 
 def _nothing_watched(connection: Connection, job_id: int, video_ids: Collection[int] | None) -> str:
-    """What is wrong, and the latest jobs that can answer instead: of the same videos, if they are
-    named."""
+    """What is wrong, and the latest jobs that can answer instead: those that have all of these
+    videos, or all of the job's."""
+    theirs = job_videos.alias()
+    meant = select(job_videos).where(job_videos.c.job_id == job_id)
+    if video_ids is not None:
+        meant = meant.where(among(connection, job_videos.c.video_id, video_ids))
+    held = exists().where(theirs.c.job_id == jobs.c.id, theirs.c.video_id == job_videos.c.video_id)
+    lacking = meant.where(~held.correlate(jobs, job_videos)).correlate(jobs)
     query = (
         select(jobs.c.id, label_sets.c.name)
         .join(label_sets, label_sets.c.id == jobs.c.label_set_id)
@@ -86,12 +92,8 @@ def _nothing_watched(connection: Connection, job_id: int, video_ids: Collection[
                 select(label_rows.c.label_set_id).where(label_rows.c.flag.is_not(None))
             )
         )
+        .where(meant.exists(), ~lacking.exists())
     )
-    if video_ids is not None:
-        held = select(func.count()).where(
-            job_videos.c.job_id == jobs.c.id, among(connection, job_videos.c.video_id, video_ids)
-        )
-        query = query.where(held.scalar_subquery() == len(video_ids))
     others = connection.execute(query.order_by(jobs.c.id.desc()).limit(_NAMED)).all()
     able = ", ".join(f"`--job {number}` ({name})" for number, name in others)
     remedy = (

@@ -89,11 +89,24 @@ def test_a_bar_for_each_period_that_shows_anything(drawn: list[Figure]) -> None:
 
 
 def test_labels_of_one_colour_differ_by_their_pattern(drawn: list[Figure]) -> None:
-    """Forty labels are told apart, though there are ten colours."""
-    labels = [f"label {n}" for n in range(24)]
-    draw_shares([period("2024-01", labels)], labels, "png", title="all")
-    looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in drawn[0].axes[0].patches}
-    assert len(looks) == 24
+    """Labels that are drawn are told apart, though there are ten colours for a thousand labels."""
+    labels = [f"label {n}" for n in range(1000)]
+    for shown in (labels[:24], labels[:240:10], ["label 0", "label 3", "label 40", "label 43"]):
+        draw_shares([period("2024-01", shown)], labels, "png", title="all")
+        looks = {(bar.get_facecolor(), bar.get_hatch()) for bar in drawn[-1].axes[0].patches}
+        assert len(looks) == len(shown)
+
+
+def test_every_label_is_named_as_it_is_written(drawn: list[Figure]) -> None:
+    """Whatever it begins with or holds, at the end of a line too."""
+    labels = ["_hidden", "a" * 27 + "$b$", "tab\tand ${x}$"]
+    plot = draw_shares([period("2024-01", labels)], labels, "svg", title="$x$ " * 40)
+    (legend,) = drawn[0].legends
+    assert len(legend.get_texts()) == 3
+    svg = plot.data.decode()
+    assert "_hidden" in svg
+    assert "$x$" in svg
+    assert "\\" not in svg.partition("</metadata>")[2]
 
 
 def test_a_job_without_scenes_gives_an_empty_plot(drawn: list[Figure]) -> None:

@@ -227,21 +227,22 @@ def test_a_job_that_cannot_flag_never_says_that_nothing_is_flagged(
         SEASONS,
         labels=tuple(replace(one, threshold=None, flag=None) for one in SEASONS.labels),
     )
+    planned(engine, key="of no video")
     for key in ("plain", "later"):
         work(engine, planned(engine, 4, 4, key=key, labels=plain).job_id)
     ledger.close_finished(engine)
     monkeypatch.setenv("NIGHTREEL_DATABASE_URL", database_url)
-    cause = "nightreel: job 3 cannot flag anything, as none of its labels has a `threshold`; "
+    cause = "nightreel: job 4 cannot flag anything, as none of its labels has a `threshold`; "
     for words, remedy in (
         (("flags", "v0.mp4"), "ask one that can: `--job 1` (seasons)"),
-        (("flags",), "ask one that can: `--job 1` (seasons)"),
-        (("flags", "v1.mp4"), "give it others with `nightreel relabel 3 --labels FILE`"),
+        (("flags",), "give it others with `nightreel relabel 4 --labels FILE`"),
+        (("flags", "v1.mp4"), "give it others with `nightreel relabel 4 --labels FILE`"),
     ):
         assert run_command([*words, "--format", "csv"]) == 2
         assert capfd.readouterr() == ("", f"{cause}{remedy}\n")
     assert run_command(["flags", "v0.mp4", "--job", "1"]) == 4
     with Archive.open(database_url) as archive:
-        with pytest.raises(NothingWatched, match="job 3 cannot flag"):
+        with pytest.raises(NothingWatched, match="job 4 cannot flag"):
             archive.flags()
         assert [one.reason for one in archive.flags(1)] == ["burning"]
 

@@ -78,7 +78,7 @@ def test_the_scenes_of_a_video_fit_into_eighty_characters(database_url: str) -> 
 @pytest.mark.parametrize("width", [30, 60, 80, 100, 200])
 @pytest.mark.parametrize("words", ["scenes", "find winter", "failures", "summary", "coverage"])
 def test_a_number_is_never_broken(database_url: str, words: str, width: int) -> None:
-    """Times stand whole in a line that is no wider than the terminal, however narrow it is."""
+    """Times stand whole in a line that is no wider than the terminal, from 30 characters on."""
     lines = shown(width, database_url, *words.split())
     assert max(map(len, lines)) <= width
     whole = {

@@ -50,21 +50,16 @@ def unseen(engine: Engine, job: Job, only: Collection[int] | None = None) -> lis
     """What must be said beside an answer that something of the job, or of these of its videos, has
     no full part in; nothing where all have. Asked before the answer itself, which then holds
     whatever is done meanwhile."""
-    from storage.coverage import coverage
-    from storage.records import VideoState
+    from storage.coverage import lacking
 
     unread = not_all_read(engine, job)
-    lacking = sum(
-        one.state != VideoState.COMPLETE
-        for one in coverage(engine, job.id)
-        if only is None or one.video_id in only
-    )
-    if not lacking:
+    number = lacking(engine, job.id, only)
+    if not number:
         return unread
-    are = "is" if lacking == 1 else "are"
+    are = "is" if number == 1 else "are"
     return [
         *unread,
-        f"{lacking} of the job's videos {are} not all analysed: see "
+        f"{number} of the job's videos {are} not all analysed: see "
         f"`nightreel coverage --job {job.id}`",
     ]
 

@@ -114,7 +114,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str
     shown = console()
     videos = [row[VIDEO] for row in rows if row.get(VIDEO)]
     common = _common_folder(videos)
-    if len(videos) > 1 and len(set(videos)) == 1:
+    if 1 < len(videos) == len(rows) and len(set(videos)) == 1:
         shown.print(Text(f"Video {videos[0]}", style="dim"))
         columns = [column for column in columns if column.key != VIDEO]
     elif common:
@@ -126,15 +126,14 @@ def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str
         ]
         for row in rows
     ]
-    for one in _as_table(cells, columns, shown.width) or _as_lines(cells, columns):
-        shown.print(one)
+    shown.print(_as_table(cells, columns, shown.width) or _as_lines(cells, columns))
     for notice in notices:
         shown.print(Text(f"NOTE: {notice}", style="bold yellow"))
 
 
 def _as_table(
     cells: Sequence[Sequence[str]], columns: Sequence[Column], width: int
-) -> list[RichTable]:
+) -> RichTable | None:
     """Numbers are never broken over two lines; none where that and a few letters of each text do
     not fit into `width` characters."""
     from rich import box
@@ -151,7 +150,7 @@ def _as_table(
         narrowest.append(max(held, *map(cell_len, column.title.split())))
     gaps = GAP * (len(columns) - 1)
     if sum(narrowest) + gaps > width:
-        return []
+        return None
     titles = [cell_len(column.title) for column in columns]
     fits = sum(map(max, titles, longest)) + gaps <= width
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, GAP - 1, 0, 0))
@@ -160,23 +159,23 @@ def _as_table(
         table.add_column(column.title, justify=column.justify, overflow="fold", width=whole)
     for row in cells:
         table.add_row(*map(Text, row))
-    return [table]
+    return table
 
 
-def _as_lines(cells: Sequence[Sequence[str]], columns: Sequence[Column]) -> Iterator[RichTable]:
+def _as_lines(cells: Sequence[Sequence[str]], columns: Sequence[Column]) -> RichTable:
     """What stands in each row, and an empty line below it."""
     from rich.table import Table
     from rich.text import Text
 
+    lines = Table.grid(padding=(0, GAP, 0, 0))
+    lines.add_column(style="bold")
+    lines.add_column(overflow="fold")
     for row in cells:
-        lines = Table.grid(padding=(0, GAP, 0, 0))
-        lines.add_column(style="bold")
-        lines.add_column(overflow="fold")
         for column, cell in zip(columns, row, strict=True):
             if cell:
                 lines.add_row(column.title, Text(cell))
         lines.add_row()
-        yield lines
+    return lines
 
 
 def _common_folder(paths: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from storage.scenes import UNKNOWN
 
-PALETTE = (
+_PALETTE = (
     "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9",
     "#d55e00", "#f0e442", "#7b5fb0", "#8c564b", "#3f7f3f",
 )  # fmt: skip
@@ -14,4 +14,4 @@ _GREY = "#9a9a9a"
 
 def colour_of(label: int) -> str:
     """The colour of the label at this position, as `#rrggbb`; grey where no label is claimed."""
-    return _GREY if label == UNKNOWN else PALETTE[label % len(PALETTE)]
+    return _GREY if label == UNKNOWN else _PALETTE[label % len(_PALETTE)]

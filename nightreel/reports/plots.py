@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nightreel.reports.colours import PALETTE, colour_of
+from nightreel.reports.colours import colour_of
 from storage.scenes import UNKNOWN
 from storage.totals import PeriodTotal
 
@@ -25,13 +25,13 @@ _NARROWEST, _WIDEST = 4.0, 24.0
 _LEVEL_INCHES = 10.0
 """Axes no wider than this have the names of periods beside each other; wider ones have them on
 end."""
-_CHARACTER, _LINE, _ON_END = 0.09, 0.22, 0.3
-"""Inches of a character, of a line of the legend, and of a bar whose name stands on end."""
+_CHARACTER, _ON_END = 0.09, 0.3
+"""Inches of a character, and of a bar whose name stands on end."""
 _NAME_CHARACTERS = 28
 _MOST_LABELS = 24
 """Labels with a colour of their own; there is one for all others."""
-_HATCHES = ("", "///", "...", "xxx")
-"""Where colours begin again."""
+_HATCHES = ("///", "...", "xxx", "+++")
+"""For labels of a colour that another has already; denser from the fifth of them on."""
 _OTHERS_COLOUR = "#e4e4e4"
 _NOTICE_CHARACTERS = 20
 """Characters of a notice that fit into an inch."""
@@ -77,9 +77,11 @@ def draw_shares(
         axes = figure.add_subplot()
         where = np.arange(len(periods))
         below = np.zeros(len(periods))
+        bars, names = [], []
         for name, share, looks in _shares(periods, labels):
-            label = fill(_literal(name), _NAME_CHARACTERS)
-            axes.bar(where, share, 0.8, below, color=looks.colour, hatch=looks.hatch, label=label)
+            drawn = axes.bar(where, share, 0.8, below, color=looks.colour, hatch=looks.hatch)
+            bars.append(drawn[0])
+            names.append(_literal(fill(name, _NAME_CHARACTERS)))
             below += share
         axes.set_xlim(-0.6, max(len(periods), 1) - 0.4)
         axes.set_ylim(0, 1)
@@ -91,21 +93,20 @@ def draw_shares(
             rotation=90 if on_end else 0,
         )
         axes.set_xlabel("period and number of videos")
-        handles, names = axes.get_legend_handles_labels()
         beside = 1.0
-        if handles:
+        if bars:
             legend = figure.legend(
-                handles[::-1], names[::-1], loc="outside right upper", frameon=False
+                bars[::-1], names[::-1], loc="outside right upper", frameon=False
             )
             extent = legend.get_window_extent()
             beside += extent.width / figure.dpi
             figure.set_figheight(max(figure.get_figheight(), extent.height / figure.dpi + 0.2))
         figure.set_figwidth(width + beside)
-        axes.set_title(fill(_literal(title), round(width / _CHARACTER)), loc="left")
+        axes.set_title(_literal(fill(title, round(width / _CHARACTER))), loc="left")
         if notice:
             # A label of the whole figure, since the layout keeps room for those alone.
-            lines = fill(_literal(notice), round(figure.get_figwidth() * _NOTICE_CHARACTERS))
-            figure.supxlabel(lines, x=0.01, fontsize=6, ha="left")
+            lines = fill(notice, round(figure.get_figwidth() * _NOTICE_CHARACTERS))
+            figure.supxlabel(_literal(lines), x=0.01, fontsize=6, ha="left")
         metadata = {"Date": None} if form == "svg" else None
         figure.savefig(file, format=form, dpi=150, metadata=metadata)
     # Whoever shows an SVG draws its texts, in a font of theirs.
@@ -131,10 +132,12 @@ def _shares(
             lasts[one.label] += one.total_us
     positions = {name: at for at, name in enumerate(labels)}
     own = {name for name, _ in lasts.most_common(_MOST_LABELS)}
+    used: Counter[str] = Counter()
     for name in sorted(own, key=lambda name: positions.get(name, len(labels))):
-        position = positions.get(name, UNKNOWN)
-        hatch = _HATCHES[max(position, 0) // len(PALETTE) % len(_HATCHES)]
-        yield name, shares[name], _Looks(colour_of(position), hatch)
+        colour = colour_of(positions.get(name, UNKNOWN))
+        denser, kind = divmod(used[colour] - 1, len(_HATCHES))
+        yield name, shares[name], _Looks(colour, _HATCHES[kind] * (denser + 1))
+        used[colour] += 1
     if others := [share for name, share in shares.items() if name not in own]:
         yield f"{len(others)} others", np.sum(others, axis=0), _Looks(_OTHERS_COLOUR, "")
 
