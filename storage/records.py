@@ -153,7 +153,7 @@ class VideoInfo:
     """Presented frames by the index, not by the header."""
     first_pts: int
     duration_us: int
-    """What the video should last: its index's span, or more where its header promises more
+    """What the video should last: its index's span, or more where its container promises more
     (a truncated file), the rest of which is a gap."""
     indexed_us: int
     """Span that the index covers: from the first frame to the end of the last."""
@@ -231,7 +231,7 @@ class GapKind(StrEnum):
     """Why an interval of a video was not analysed."""
 
     TRUNCATED = "truncated"
-    """The header promises more than the file holds."""
+    """The container promises more than the file holds."""
     DAMAGED = "damaged"
     """The packets are there and do not decode."""
     READ_ERROR = "read-error"

@@ -152,6 +152,28 @@ def remuxed(path: Path, source: Path) -> Path:
     return path
 
 
+def delayed_later(path: Path) -> Path:
+    """An AVI of 120 frames whose decoder delays none of the first 60 and, by the headers that come
+    then, two of the others."""
+    with av.open(str(path), "w") as container:
+        packets = 0
+        for part, bframes in enumerate((0, 2)):
+            pictures = [scenery(at) for at in range(60 * part, 60 * part + 60)]
+            options = x264(bframes=bframes, extra="b-pyramid=strict" if part else "")
+            given_path = encode(path.with_name("part.avi"), pictures, options=options)
+            with av.open(str(given_path)) as given:
+                if part == 0:
+                    stream = container.add_stream_from_template(given.streams.video[0])
+                    stream.time_base = Fraction(1, 30)
+                for packet in given.demux(given.streams.video[0]):
+                    if packet.size:
+                        packet.pts = packet.dts = packets
+                        packet.time_base, packet.stream = Fraction(1, 30), stream
+                        container.mux(packet)
+                        packets += 1
+    return path
+
+
 def edited(path: Path, *edits: tuple[float, float | None]) -> Path:
     """Write another edit list into an MP4: for each edit how long it lasts and where in the media
     it begins, in seconds; None for an empty one (ISO/IEC 14496-12, 8.6.6)."""

@@ -13,8 +13,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
 from clips import make_clip
-from footage_files import encode, frames
+from footage_files import delayed_later, encode, frames, replaced
 from PIL import Image
 from rows import SECOND
 
@@ -59,6 +60,15 @@ def times(path: Path) -> list[float]:
         stream = container.streams.video[0]
         found = [float(f.pts * f.time_base) for f in container.decode(stream) if f.pts is not None]
     return [round(t - found[0], 4) for t in found]
+
+
+def clocked(path: Path) -> list[Fraction]:
+    """The times that a clock gives a video's frames."""
+    info, _ = probe(str(path))
+    with Source(str(path), info.stream_index) as source:
+        clock = Clock(info)
+        packets = itertools.chain(source.packets(), [None])
+        return [timed.t for one in packets for timed in decoded_packet(source, clock, one)]
 
 
 def sound(path: Path) -> tuple[int, float, float]:
@@ -320,11 +330,7 @@ def test_a_damaged_clip_is_annotated(tmp_path: Path) -> None:
     at = len(data) * 2 // 5
     data[at : at + 6000] = np.random.default_rng(6).bytes(6000)
     clip.write_bytes(data)
-    info, _ = probe(str(clip))
-    with Source(str(clip), info.stream_index) as source:
-        clock = Clock(info)
-        packets = itertools.chain(source.packets(), [None])
-        decoded = [timed.t for one in packets for timed in decoded_packet(source, clock, one)]
+    decoded = clocked(clip)
     assert any(after <= before for before, after in itertools.pairwise(decoded))
     for ending in ("mp4", "mkv"):
         _, count = annotated(clip, tmp_path / f"out.{ending}")
@@ -348,6 +354,43 @@ def test_frames_dropped_from_an_avi_leave_their_time(codec: str, tmp_path: Path)
     )
     annotated(path, tmp_path / "out.mkv")
     assert times(tmp_path / "out.mkv") == pytest.approx([at / 10 for at in slots], abs=1e-3)
+
+
+def test_an_avi_whose_decoder_begins_to_delay_keeps_its_pace(tmp_path: Path) -> None:
+    """Frames of an AVI that the decoder holds back longer than the first ones stand no later."""
+    path = delayed_later(tmp_path / "later.avi")
+    assert clocked(path) == [Fraction(at, 30) for at in range(120)]
+
+
+@pytest.mark.parametrize("bframes", [0, 2])
+def test_pictures_that_are_not_coded_leave_their_time(bframes: int, tmp_path: Path) -> None:
+    """MPEG-4 in AVI says by a packet of a few bytes that there is no picture: the frames after it
+    stand at their slots."""
+
+    def uncoded(number: int, packet: Packet) -> Packet:
+        """Kind P, the picture's own time (seconds as ones and a zero, five bits between two
+        markers), and the bit that says it is not coded."""
+        if number < 20 or number % 10 != 2:
+            return packet
+        data = bytes(packet).partition(b"\x00\x00\x01\xb6")[2]
+        bits = f"{int.from_bytes(data[:4]):032b}"
+        time = bits[2 : bits.index("0", 2) + 8]
+        empty = int(f"01{time}00".ljust(32, "1"), 2)
+        return replaced(packet, b"\x00\x00\x01\xb6" + empty.to_bytes(4))
+
+    path = tmp_path / "not_coded.avi"
+    options = {"g": "100", "bf": str(bframes)}
+    encode(path, frames(90), codec="mpeg4", options=options, change=uncoded)
+    found = clocked(path)
+    assert len(found) < 90
+    assert found[-1] == Fraction(89, 30)
+
+
+def test_the_last_frames_of_an_avi_are_steady(tmp_path: Path) -> None:
+    """Frames that come out of the decoder at the end follow in the step of those before them."""
+    path = tmp_path / "halved.avi"
+    encode(path, frames(30), codec="mpeg4", options={"bf": "2"}, pts=lambda at: 2 * at)
+    assert clocked(path) == [Fraction(2 * at, 30) for at in range(30)]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from footage_files import (
     HARD_FILES,
     MEDIA,
     VARIANTS,
+    delayed_later,
     encode,
     frames,
     needs_media,
@@ -179,6 +180,29 @@ def test_frames_dropped_from_an_avi_leave_their_time(
     info, index = probe(os.fspath(path))
     assert info.duration_us == info.indexed_us == (slot(149) + 1) * 1_000_000 // RATE
     assert assert_conforms(path, info, index, numbered(path, info, RATE, slot)) == 1
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_an_avi_with_every_second_slot_is_steady_to_its_end(codec: str, tmp_path: Path) -> None:
+    """Frames that no packet brings out follow in the step of those before them, and the last one
+    lasts as long: nothing of the duration is lacking, and nobody is warned."""
+    options = x264(bframes=2) if codec == "libx264" else {"g": "30", "bf": "2"}
+    path = encode(
+        tmp_path / "halved.avi", frames(150), codec=codec, options=options, pts=lambda n: 2 * n
+    )
+    info, index = probe(os.fspath(path))
+    assert info.duration_us == info.indexed_us == 300 * 1_000_000 // RATE
+    assert info.frame_rate == RATE / 2
+    assert assert_conforms(path, info, index, numbered(path, info, RATE, lambda n: 2 * n)) == 1
+
+
+def test_a_decoder_that_begins_to_delay_moves_no_frame(tmp_path: Path) -> None:
+    """An AVI whose later pictures are reordered over more frames than its first ones: all stand at
+    their slots, and the last of them are samples too."""
+    path = delayed_later(tmp_path / "later.avi")
+    info, index = probe(os.fspath(path))
+    assert info.frame_count == 120
+    assert assert_conforms(path, info, index, numbered(path, info, RATE)) == 1
 
 
 def joined(results: list[Sample | Gap]) -> list[Sample | tuple[GapKind, int, int]]:

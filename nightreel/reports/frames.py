@@ -49,9 +49,13 @@ class Clock:
         self._info = info
         self._each = 1 / (info.frame_rate or Fraction(25))
         sequential = info.sequential_reason is not None
-        # An index of a file without timestamps counts frames: a tick is a frame, or a slot for one.
-        counted = info.time_base == self._each or lacks_times(info.container, info.codec)
-        self._slots = Slots(info.container) if sequential and counted else None
+        # Where an index counts frames, a tick is one, or in AVI a slot for one.
+        counted = (
+            lacks_times(info.container, info.codec)
+            if info.container == "avi"
+            else info.time_base == self._each
+        )
+        self._slots = Slots(info.container, info.codec) if sequential and counted else None
         self._unwrapper = (
             Unwrapper(info.container, info.time_base) if sequential and not counted else None
         )
@@ -68,10 +72,15 @@ class Clock:
         if before is not None and packet.dts is not None:
             self.shift = (packet.dts - before) * self._info.time_base
 
+    def feed(self, packet: Packet[Stream]) -> None:
+        """Tell of a packet that the decoder took. For each once, in order."""
+        if self._slots is not None and packet.size:
+            self._slots.feed(packet.dts)
+
     def time_of(self, frame: VideoFrame) -> Fraction:
-        """Seconds from the first frame, exact."""
+        """Seconds from the first frame, exact. For each once, in order."""
         if self._slots is not None:
-            self._latest = self._slots.time(frame.dts) * self._info.time_base
+            self._latest = self._slots.time() * self._info.time_base
         elif frame.pts is not None:
             # The frame's own time base is lost where the decoder is emptied at the end.
             self._latest = (frame.pts - self._info.first_pts) * self._info.time_base
@@ -88,6 +97,8 @@ def decoded_packet(source: Source, clock: Clock, packet: Packet[Stream] | None) 
         frames = source.stream.codec_context.decode(packet)
     except av.error.FFmpegError:
         return
+    if packet is not None:
+        clock.feed(packet)
     for frame in frames:
         t = clock.time_of(frame)
         if t >= 0:

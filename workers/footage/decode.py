@@ -3,6 +3,7 @@ tried again, then another frame of its bucket stands in, and at last it is a gap
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -104,7 +105,7 @@ class _Reader:
         self._end_us = max(self.range.start_us, min(self.range.end_us, self.info.indexed_us))
 
     def read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
-        with _opened(self.path, self.info) as source:
+        with _opened(self.path, self.info, beat) as source:
             self._renderer = Renderer(
                 self.size,
                 self.fit,
@@ -116,7 +117,7 @@ class _Reader:
             else:
                 yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
-            detail = "the header promises more than the file holds"
+            detail = "the container promises more than the file holds"
             yield Gap(self._end_us, self.range.end_us, GapKind.TRUNCATED, detail)
 
     def _timed(self, source: Source, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
@@ -155,7 +156,7 @@ class _Reader:
 
     def _retry(self, lost: Sequence[int], found: _Found, beat: Callable[[], None]) -> None:
         """Decode once more what did not come: from further back, and every picture."""
-        with _opened(self.path, self.info) as source:
+        with _opened(self.path, self.info, beat) as source:
             take = partial(found.take, out_of_order=True)
             for taken in Decoder(source, beat, take).again(lost[0]):
                 found.add(taken, out_of_order=True)
@@ -198,10 +199,11 @@ class _Reader:
         tick_us = 1_000_000 * self.info.time_base
         is_last = self.range.end_us >= self.info.duration_us
         waiting: DecodedSample | None = None
-        slots, keyframes = Slots(self.info.container), -1
-        for number, (frame, pixel_aspect) in enumerate(decoder.everything()):
+        slots, keyframes = Slots(self.info.container, self.info.codec), -1
+        last = math.ceil(self.info.indexed_us / tick_us) - 1
+        for number, (slot, (frame, pixel_aspect)) in enumerate(decoder.everything(slots)):
             keyframes += number == 0 or frame.key_frame
-            time = slots.time(frame.dts)
+            time = min(slot, last)
             bucket, start_us = self._placed_by_number(number, keyframes, time)
             if bucket < self.range.bucket_start or (waiting and bucket == waiting.bucket):
                 continue
@@ -209,8 +211,8 @@ class _Reader:
                 break
             start_us = min(max(start_us, self.range.start_us), self._end_us)
             t_us = scaled_one(time, tick_us)
-            shown = t_us < self.info.indexed_us
-            picture = self._render(frame, pixel_aspect) if shown else None
+            counted = number < self.info.frame_count
+            picture = self._render(frame, pixel_aspect) if counted else None
             if picture is None:
                 continue
             if waiting:
@@ -223,7 +225,7 @@ class _Reader:
         end_us = self._end_us
         gone = decoder.packets < self.info.frame_count
         if gone or decoder.damaged:
-            end_us = min(end_us, scaled_one(slots.next, tick_us))
+            end_us = min(end_us, scaled_one(slots.end, tick_us))
         if waiting:
             end_us = max(end_us, waiting.start_us)
             yield replace(waiting, end_us=end_us)
@@ -329,10 +331,10 @@ class _Found:
             self._next += 1
 
 
-def _opened(path: str, info: VideoInfo) -> Source:
+def _opened(path: str, info: VideoInfo, beat: Callable[[], None]) -> Source:
     """The stream that was probed. FootageError where it is not there any more."""
     try:
-        source = Source(path, info.stream_index)
+        source = Source(path, info.stream_index, beat=beat)
     except Rejected as rejected:
         raise FootageError(str(rejected)) from rejected
     if source.container != info.container or source.codec != info.codec:

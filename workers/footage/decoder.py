@@ -18,7 +18,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 
-from workers.footage.index import Unwrapper
+from workers.footage.index import Slots, Unwrapper
 from workers.footage.source import Source
 
 _HELD_BYTES = 32 * 2**20
@@ -251,15 +251,20 @@ class Decoder(Generic[_Taken]):
                     return _Ending.FAR
         return _Ending.DONE if anchored else _Ending.LATE
 
-    def everything(self) -> Iterator[_Taken]:
-        """All frames from the first packet on, in the order of presentation: damaged ones too,
-        for they are numbered."""
+    def everything(self, slots: Slots) -> Iterator[tuple[int, _Taken]]:
+        """All frames from the first packet on, in the order of presentation, with their times by
+        `slots`: damaged ones too, for they are numbered."""
         for packet in self._packets():
             self.packets += 1
-            yield from self._decoded(packet, whole_only=False)
-        for taken in self._drained(whole_only=False):
-            if taken is not None:
-                yield taken
+            damaged = self.damaged
+            frames = list(self._decoded(packet, whole_only=False))
+            if frames or self.damaged == damaged:
+                slots.feed(packet.dts)
+            for taken in frames:
+                yield slots.time(), taken
+        for drained in self._drained(whole_only=False):
+            if drained is not None:
+                yield slots.time(), drained
 
     def again(self, pts: int) -> Iterator[_Taken]:
         """All frames from a keyframe well before a timestamp on, with nothing held or skipped."""
@@ -291,7 +296,7 @@ class Decoder(Generic[_Taken]):
                 packet.pts, packet.dts = self._unwrapper.times(
                     packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
-            # Theora and AVI repeat the picture before by a packet without bytes, which decoders
+            # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
             if packet.size:
                 yield packet

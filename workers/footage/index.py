@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -23,8 +23,10 @@ NO_DTS = -(2**63)
 
 KEYFRAMES_COMPARED = 512
 """Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
-_REORDERED = frozenset(("mpeg4", "h264", "hevc"))
-"""Codecs with reordered frames, which AVI stores without presentation timestamps."""
+_REORDERED = {"mpeg4": 0, "h264": 16, "hevc": 16}
+"""Codecs with reordered frames, which AVI stores without presentation timestamps; and by how many
+packets their decoders may come to delay frames more than the first. Of MPEG-4 it is never more:
+packets without a frame say that there is no picture."""
 _RUNNING_CLOCKS = frozenset(("mpegts", "mpeg", "flv"))
 """Containers that stamp packets by the recorder's clock. A leap of it is no picture that stands
 for long, but another recording or damage; in other containers a frame lasts until the next."""
@@ -91,33 +93,60 @@ class Unwrapper:
 
 
 def lacks_times(container: str, codec: str) -> bool:
-    """True for files whose presentation timestamps FFmpeg makes up."""
+    """True for files whose presentation timestamps FFmpeg makes up: of AVI no others lack them."""
     return container == "avi" and codec in _REORDERED
 
 
 class Slots:
     """Times of the frames of a video without presentation timestamps, in the order of presentation
-    and from the first one on, in ticks.
+    and from the first one on, in ticks. `feed` and `time` are called as a decoder takes packets
+    and gives frames.
 
-    AVI has a slot for each tick and leaves those of dropped frames empty: a frame stands at the
-    slot of the packet that brings it out of the decoder, which delays all alike. In other
-    containers the frames follow each other.
+    AVI has a slot for each tick and leaves those of dropped frames empty. The first frame stands
+    at the slot of the packet that brings it out of the decoder, and each one after it at the next
+    packet's: a decoder that later delays more frames shows none of them later. In other containers
+    the frames follow each other.
     """
 
-    def __init__(self, container: str) -> None:
-        self.next = 0
-        """The earliest time that the next frame may have."""
+    def __init__(self, container: str, codec: str) -> None:
         self._slotted = container == "avi"
+        # What would wait for longer is no frame: its packet gave none.
+        self._waiting: deque[int] = deque(maxlen=1 + _REORDERED.get(codec, 0))
+        self._steps: deque[int] = deque(maxlen=2)
+        self._newest: int | None = None
         self._first: int | None = None
+        self._at = -1
 
-    def time(self, dts: int | None) -> int:
-        """The time of the next frame, which came with the packet of this decoding timestamp."""
-        if self._slotted and dts is not None:
-            if self._first is None:
-                self._first = dts
-            self.next = max(self.next, dts - self._first)
-        self.next += 1
-        return self.next - 1
+    @property
+    def step(self) -> int:
+        """What frames last of which no packet tells: the shorter of the last two steps, for the
+        other may be a pause."""
+        return min(self._steps, default=1)
+
+    @property
+    def end(self) -> int:
+        """Where the latest frame ends, if none follows earlier."""
+        return self._at + self.step
+
+    def feed(self, dts: int | None) -> None:
+        """The decoder takes the packet of this decoding timestamp."""
+        if not self._slotted or dts is None:
+            return
+        if self._newest is not None and dts > self._newest:
+            self._steps.append(dts - self._newest)
+        self._newest = dts
+        self._waiting.append(dts)
+
+    def time(self) -> int:
+        """The time of the next frame that the decoder gives."""
+        if not self._waiting:
+            self._at = self.end
+            return self._at
+        if self._first is None:
+            self._first = self._waiting[-1]
+            self._waiting = deque((self._first,), self._waiting.maxlen)
+        self._at = max(self._at + 1, self._waiting.popleft() - self._first)
+        return self._at
 
 
 class _Headers:
@@ -256,11 +285,11 @@ def read_index(
     flags = np.array(keys, np.bool_)
     decoding = np.array(dts, np.int64)
     lengths = np.array(durations, np.int64)
-    counted = untimed * 2 > len(times) or lacks_times(container, codec)
+    slotted = container == "avi"
+    counted = lacks_times(container, codec) if slotted else untimed * 2 > len(times)
     if counted:
-        times = _expected(dts, container, delay())
-        slotted = container == "avi"
-        lengths = lengths if slotted else np.ones(len(times), np.int64)
+        times, step = _expected(dts, container, codec, delay())
+        lengths = np.maximum(lengths, step) if slotted else np.ones(len(times), np.int64)
         time_base = time_base if slotted else 1 / frame_rate
     elif untimed:
         timed = times != NO_DTS
@@ -290,12 +319,16 @@ def read_index(
     )
 
 
-def _expected(dts: array[int], container: str, delay: int) -> Ints:
-    """When the frames of packets are shown that a decoder gives so many packets late."""
-    slots = Slots(container)
-    known = (None if one == NO_DTS else one for one in dts[delay:])
-    bringing = itertools.chain(known, itertools.repeat(None))
-    return np.fromiter((slots.time(next(bringing)) for _ in dts), np.int64, len(dts))
+def _expected(dts: array[int], container: str, codec: str, delay: int) -> tuple[Ints, int]:
+    """When the frames of packets are shown of which a decoder takes so many before it gives one;
+    and how long the last one is."""
+    slots, times = Slots(container, codec), array("q")
+    for number, one in enumerate(dts):
+        slots.feed(None if one == NO_DTS else one)
+        if number >= delay:
+            times.append(slots.time())
+    times.extend(slots.time() for _ in range(len(times), len(dts)))
+    return np.array(times, np.int64), slots.step
 
 
 def _sequential_reasons(

@@ -42,6 +42,7 @@ _PEEKED_PACKETS = 240
 """Packets tried for the first picture; a stream joined in the middle decodes from its keyframe."""
 _TRUNCATED_US = 250_000
 """A shortfall against the header below this is rounding, not a truncated file."""
+_ENTRIES_A_BEAT = 100_000
 _JUMP_US = 10_000_000
 """A pause between two frames from which on a person should know of it."""
 
@@ -167,7 +168,7 @@ class _Peek:
             if self.frame is None and left and packet.stream_index == self.source.stream.index:
                 left -= 1
                 self.frame = self._decode(packet)
-                self.delay += self.frame is None
+                self.delay += self.frame is None and packet.size > 0
             elif not skimming:
                 skimming = True
                 self.source.skim(KEYFRAMES_COMPARED, HEAD_BYTES)
@@ -237,6 +238,9 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
 def _header_us(source: Source, index: Index) -> int | None:
     """The video's duration by the header; where only the file's is told, that from its start on."""
     stream = source.stream
+    if source.container == "avi" and source.header_frames and stream.time_base:
+        # FFmpeg shortens the stream's duration to what the file's size makes likely.
+        return scaled_one(source.header_frames, stream.time_base * 1_000_000)
     if stream.duration is not None and stream.time_base:
         return scaled_one(stream.duration, stream.time_base * 1_000_000)
     if source.container_us is None:
@@ -252,18 +256,16 @@ def _missing_us(
     header_us: int | None,
     frame_rate: Fraction | None,
 ) -> int:
-    """Microseconds that the header promises and the file does not hold."""
-    if header_us is None or index.jumps:
-        return 0
-    tolerance_us = max(_TRUNCATED_US, int(3_000_000 / frame_rate) if frame_rate else 0)
-    missing_us = header_us - indexed_us
-    if missing_us <= tolerance_us:
+    """Microseconds that the container promises and the file does not hold."""
+    if index.jumps:
         return 0
     if source.table is not None:
-        # What its header says may cover time before the first picture, and edits longer than what
-        # they show.
-        missing_us = _tabled_us(source.table, index) - indexed_us
-        return missing_us if missing_us > tolerance_us else 0
+        # The header may cover time before the first picture, and edits longer than what they show.
+        return max(0, _tabled_us(source.table, index, source.beat) - indexed_us)
+    tolerance_us = max(_TRUNCATED_US, int(3_000_000 / frame_rate) if frame_rate else 0)
+    missing_us = (header_us or 0) - indexed_us
+    if missing_us <= tolerance_us:
+        return 0
     if source.header_frames and index.packets >= source.header_frames:
         return 0  # Every frame of the container's table was there: its duration is wrong.
     if source.stream_duration is None:
@@ -273,13 +275,22 @@ def _missing_us(
     return missing_us
 
 
-def _tabled_us(table: IndexEntries, index: Index) -> int:
-    """The presented pictures' duration by the table of a file that does not hold them all."""
+def _tabled_us(table: IndexEntries, index: Index, beat: Callable[[], None]) -> int:
+    """The presented pictures' duration by the table of a file that does not hold them all, else
+    0."""
     if index.packets >= len(table):
         return 0
-    shown = (entry.timestamp for entry in table if not entry.is_discard)
-    times = np.fromiter(shown, np.int64)
-    if len(times) < 2:
+
+    def shown() -> Iterator[int]:
+        for number, entry in enumerate(table):
+            if number % _ENTRIES_A_BEAT == 0:
+                beat()
+            if not entry.is_discard:
+                yield entry.timestamp
+
+    times = np.fromiter(shown(), np.int64)
+    # A packet that was lost on the way leaves no time without a picture at the end.
+    if len(times) < 2 or times.max() <= index.dts.max():
         return 0
     # The last picture stands as long as they do on average.
     steps_us = int(times.max() - times.min()) * index.time_base * 1_000_000
@@ -291,7 +302,7 @@ def _warnings_of_time(
 ) -> Iterator[str]:
     frame_us = int(1_000_000 / frame_rate) if frame_rate else 1_000_000
     if missing_us:
-        yield f"truncated: the header promises {missing_us / 1e6:.3f} s more than the file holds"
+        yield f"truncated: the container promises {missing_us / 1e6:.3f} s more than the file holds"
     elif header_us is not None and abs(header_us - indexed_us) > frame_us:
         yield f"header says {header_us / 1e6:.3f} s, the packets {indexed_us / 1e6:.3f} s"
 
@@ -304,7 +315,7 @@ def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None)
     if damaged:
         yield f"{damaged} damaged packets"
     if source.zeros:
-        yield f"its last {source.zeros / 1e6:.0f} MB are zeros; reading ended there"
+        yield f"its last {source.zeros / 1e6:.0f} MB are zeros, where reading ended"
     if frame is None:
         yield "no picture decodes at the start of the stream"
     if len(index.pts) > 1:

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from fractions import Fraction
+from io import FileIO
 from types import TracebackType
 from typing import Self, cast
 
@@ -51,9 +52,10 @@ _PROGRESSIVE = 1
 
 _OPEN_TIMEOUT_S = 60.0
 _READ_TIMEOUT_S = 30.0
-_LOOKS, _LOOK_BYTES = 64, 4096
-"""Where a search for packets has taken too long: places in the rest of the file that are looked at,
-and bytes of each."""
+_TAIL_BYTES, _RESERVED_BYTES = 2**20, 2**26
+"""Bytes behind a packet that may hold those of other streams and tables, and bytes of zeros behind
+them, at least, that a search for packets may have taken too long to pass."""
+_PIECE_BYTES = 2**20
 _FAILED_READS = 16
 """Reads that fail in a row, after which the rest of the file counts as unreadable."""
 
@@ -163,7 +165,7 @@ class Source:
         self.zeros = 0
         """Bytes at the file's end in which no packet was found in time, and which are zeros."""
         self._pinned = stream_index
-        self._beat = beat
+        self.beat = beat
         self._skimmed: SkimmedFile | None = None
         self._media: list[Extent] | None = None
         self._open(skimmable)
@@ -173,7 +175,7 @@ class Source:
             _refuse_unsuitable(self.path)
             self._media = media_extents(self.path)
             if self._media is not None and skimmable:
-                self._skimmed = SkimmedFile(self.path, self._beat)
+                self._skimmed = SkimmedFile(self.path, self.beat)
             self._container = self._opened()
         except Rejected:
             raise
@@ -379,17 +381,21 @@ class Source:
                 return
 
     def _only_zeros_follow(self, packet: Packet[Stream]) -> bool:
-        """Whether a packet is the last before space that a recorder reserved and did not fill."""
-        at = packet.pos
-        if at is None or at < 0:
+        """Whether a packet is the last before space that a recorder reserved and did not fill. All
+        of it is read, but for holes of the file system: other footage may follow."""
+        if packet.pos is None or packet.pos < 0:
             return False
+        at = packet.pos + packet.size + _TAIL_BYTES
         with open(self.path, "rb", buffering=0) as file:
-            rest = os.fstat(file.fileno()).st_size - at
-            places = (at + rest * (2 * n + 1) // (2 * _LOOKS) for n in range(_LOOKS))
-            looks = [os.pread(file.fileno(), _LOOK_BYTES, place) for place in places]
-        if any(any(look) for look in looks):
-            return False
-        self.zeros = rest
+            reserved = os.fstat(file.fileno()).st_size - at
+            if reserved < _RESERVED_BYTES:
+                return False
+            while piece := os.pread(file.fileno(), _PIECE_BYTES, at := _data_from(file, at)):
+                self.beat()
+                if piece.count(0) < len(piece):
+                    return False
+                at += len(piece)
+        self.zeros = reserved
         return True
 
     def seek(self, pts: int) -> bool:
@@ -400,6 +406,14 @@ class Source:
         except av.error.FFmpegError:
             return False
         return True
+
+
+def _data_from(file: FileIO, at: int) -> int:
+    """The first byte from here on that may not be zero; the end of the file where all are."""
+    try:
+        return file.seek(at, os.SEEK_DATA)
+    except OSError:
+        return file.seek(0, os.SEEK_END)
 
 
 def _plausible(ratio: Fraction | None) -> Fraction:
