@@ -357,8 +357,8 @@ def test_a_range_without_progress_ends_with_a_gap(
     (task,) = plan(info, index, FIRST)
     release, packets = threading.Event(), Source.packets
 
-    def hanging(source: Source) -> Iterator[Packet[Stream]]:
-        for number, packet in enumerate(packets(source)):
+    def hanging(source: Source, **options: bool) -> Iterator[Packet[Stream]]:
+        for number, packet in enumerate(packets(source, **options)):
             if number == 150:
                 release.wait()
             yield packet

@@ -268,6 +268,7 @@ def test_a_cut_mp4_lasts_what_its_tables_show(slow: int, tmp_path: Path) -> None
         pts=lambda number: number * slow,
         container_options={"movflags": "+faststart"},
     )
+    whole, _index = probe(os.fspath(path))
     data = bytearray(path.read_bytes())
     for box, durations in ((b"mvhd", 20), (b"mdhd", 20), (b"tkhd", 24)):
         at = data.index(box) + durations
@@ -275,7 +276,7 @@ def test_a_cut_mp4_lasts_what_its_tables_show(slow: int, tmp_path: Path) -> None
     path.write_bytes(data[: len(data) * 97 // 100])
     info, index = probe(os.fspath(path))
     assert 0 < 60 - len(index.pts) < 6
-    assert info.duration_us == slow * 2_000_000
+    assert info.duration_us == whole.duration_us
     assert info.indexed_us < info.duration_us
     assert any("truncated" in warning for warning in info.warnings)
 

@@ -39,7 +39,7 @@ def scanned(path: Path, stream_index: int) -> Index:
     with Source(os.fspath(path), stream_index) as source:
         assert source.stream.time_base is not None
         return read_index(
-            source.packets(),
+            source.packets(lost=True),
             stream_index=stream_index,
             container=source.container,
             codec=source.codec,
@@ -48,6 +48,7 @@ def scanned(path: Path, stream_index: int) -> Index:
             frame_rate=Fraction(25),
             delay=lambda: 0,
             limit=2**20,
+            holds=source.holds,
         )
 
 
@@ -132,7 +133,7 @@ def box(kind: bytes, content: bytes) -> bytes:
             [(20, 23)],
         ),
         (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\0mdat12345", [(24, 29)]),
-        (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\1mdat" + b"\xff" * 8, [(32, 32)]),
+        (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\1mdat" + b"\xff" * 8, [(32, 2**64 + 15)]),
         (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\1mdat" + b"\0" * 7 + b"\x12ab", [(32, 34)]),
         (box(b"moov", box(b"mvhd", b"")), []),
         (box(b"moov", box(b"mvhd", b"") + box(b"mvex", b"")) + box(b"mdat", b"123"), None),

@@ -31,14 +31,16 @@ def indexed(
     """A video of `frames` frames at `rate` a second with a keyframe every `gop`."""
     index = Index(
         pts=np.arange(first, first + frames, dtype=np.int64),
-        dts=np.arange(frames, dtype=np.int64),
         duration=np.ones(frames, np.int64),
         keyframe=np.arange(frames) % gop == 0,
+        lost=np.zeros(frames, np.bool_),
+        promised_pts=first + frames,
         time_base=Fraction(1, rate),
         counted=False,
         sequential_reason=reason,
         packets=frames,
         jumps=0,
+        cuts=0,
         marked_damaged=0,
         others_end_us=0,
     )
@@ -187,7 +189,7 @@ def test_frames_decoded_before_their_keyframe_forbid_the_cut() -> None:
 def test_ten_hours_are_planned_in_little_time_and_memory() -> None:
     """Two million frames: the index stays below 60 MB and each task's plan is short."""
     info, index = indexed(2_160_000, rate=60, gop=120)
-    arrays = (index.pts, index.dts, index.duration, index.keyframe)
+    arrays = (index.pts, index.duration, index.keyframe, index.lost)
     assert sum(array.nbytes for array in arrays) < 60_000_000
     tasks = plan(info, index, Sampling())
     assert len(tasks) == 600

@@ -40,6 +40,7 @@ STALL_S = 60.0
 _SETTLED_BEHIND = 24
 """Samples that wait behind a missing one at most; no codec reorders over more frames."""
 _DETAILS = {
+    GapKind.TRUNCATED: "the container promises more than the file holds",
     GapKind.DAMAGED: "no frame of this time decodes undamaged",
     GapKind.READ_ERROR: "the file no longer holds the frames",
 }
@@ -117,7 +118,7 @@ class _Reader:
             else:
                 yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
-            detail = "the container promises more than the file holds"
+            detail = _DETAILS[GapKind.TRUNCATED]
             yield Gap(self._end_us, self.range.end_us, GapKind.TRUNCATED, detail)
 
     def _timed(self, source: Source, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
@@ -129,22 +130,19 @@ class _Reader:
         slots = self._grid.slots(self.range, self._end_us)
         found = _Found(self.range, self._grid, self._render)
         decoder = Decoder(source, beat, found.take)
-        latest = wanted[0]
         for taken in decoder.wanted(wanted, self.range.seek_pts, splittable=splittable):
             if taken is None:
                 lost = [i for i in found.missing(decoder.latest_fed) if wanted[i] in decoder.fed]
             else:
                 found.add(taken)
-                latest = max(latest, taken.pts or latest)
-                waited = len(found.samples) > _SETTLED_BEHIND
-                lost = found.missing(latest - 1) if waited else []
+                lost = found.overdue()
             if lost and splittable:
                 self._retry([wanted[i] for i in lost], found, beat)
             found.give_up(lost)
             for i, sample in found.ready():
-                kind = GapKind.DAMAGED if wanted[i] in decoder.fed else GapKind.READ_ERROR
+                kind = GapKind.DAMAGED if wanted[i] in decoder.fed else _unread(source)
                 yield from self._placed(sample, i, slots[i], kind)
-        if not decoder.fed:
+        if not decoder.fed and source.promised_size == source.size:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
                 "was probed; the file changed, run or submit it again"
@@ -152,7 +150,7 @@ class _Reader:
         # What never came as a packet, where the others did.
         found.give_up(found.missing(wanted[-1]))
         for i, sample in found.ready():
-            yield from self._placed(sample, i, slots[i], GapKind.READ_ERROR)
+            yield from self._placed(sample, i, slots[i], _unread(source))
 
     def _retry(self, lost: Sequence[int], found: _Found, beat: Callable[[], None]) -> None:
         """Decode once more what did not come: from further back, and every picture."""
@@ -317,6 +315,12 @@ class _Found:
         end = bisect_right(self._wanted, until_pts)
         return [i for i in range(self._next, end) if i not in self.samples]
 
+    def overdue(self) -> list[int]:
+        """Positions whose frame did not come while those of enough later ones did."""
+        if len(self.samples) <= _SETTLED_BEHIND:
+            return []
+        return self.missing(self._wanted[sorted(self.samples)[-_SETTLED_BEHIND - 1]])
+
     def give_up(self, lost: Iterable[int]) -> None:
         """Settle what will not come: by what stands in for it, else as lost."""
         for i in lost:
@@ -344,6 +348,11 @@ def _opened(path: str, info: VideoInfo, beat: Callable[[], None]) -> Source:
             f"{info.codec} in {info.container} was probed; the file changed, run or submit it again"
         )
     return source
+
+
+def _unread(source: Source) -> GapKind:
+    """Why a planned frame never came as a packet."""
+    return GapKind.TRUNCATED if source.promised_size > source.size else GapKind.READ_ERROR
 
 
 def _joined(results: Iterable[DecodedSample | Gap]) -> Iterator[DecodedSample | Gap]:

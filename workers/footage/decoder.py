@@ -290,7 +290,7 @@ class Decoder(Generic[_Taken]):
         return int(seconds / (self._source.stream.time_base or 1))
 
     def _packets(self) -> Iterator[Packet[Stream]]:
-        for packet in self._source.packets():
+        for packet in self._source.packets(lost=True):
             self._beat()
             if self._unwrapper is not None:
                 packet.pts, packet.dts = self._unwrapper.times(
@@ -298,7 +298,7 @@ class Decoder(Generic[_Taken]):
                 )
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
-            if packet.size:
+            if packet.size and self._source.holds(packet):
                 yield packet
 
     def _primed_seek(self, pts: int, back: int = 0) -> bool:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from av.packet import Packet, PacketSideData
     from av.stream import Stream
 
-NO_DTS = -(2**63)
-"""Stands in `Index.dts` for a packet without a decoding timestamp."""
+_UNTIMED = -(2**63)
+"""Stands for the timestamp of a packet that has none."""
 
 KEYFRAMES_COMPARED = 512
 """Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
@@ -171,17 +171,20 @@ class _Headers:
 class Index:
     """The presented frames of one stream, in decoding order.
 
-    About 25 bytes a frame: ten hours at sixty frames a second take 55 MB.
+    18 bytes a frame: ten hours at sixty frames a second take 39 MB.
     """
 
     pts: Ints
     """Presentation timestamps in ticks of `time_base`, unwrapped; where `counted` what their order
     lets expect, from 0 on."""
-    dts: Ints
-    """Decoding timestamps, unwrapped; NO_DTS where there is none."""
     duration: Ints
     """Durations by the container; 0 where unknown."""
     keyframe: Flags
+    lost: Flags
+    """Frames of which the container tells, and which lie beyond the end of a file that is cut off;
+    only those before its last one in time."""
+    promised_pts: int
+    """Where the last frame ends of which the container tells."""
     time_base: Fraction
     """Seconds a tick; where `counted`, seconds a frame or, in AVI, a slot for one."""
     counted: bool
@@ -189,9 +192,11 @@ class Index:
     sequential_reason: str | None
     """Why ranges cannot be read independently; None where they can."""
     packets: int
-    """Packets read, those of frames that are not presented included."""
+    """Packets that the file holds, those of frames that are not presented included."""
     jumps: int
     """Times the clock fell back or leapt ahead."""
+    cuts: int
+    """Places where an edit list goes on in another part of the file."""
     marked_damaged: int
     """Packets that the container itself marks as damaged."""
     others_end_us: int
@@ -205,8 +210,12 @@ class Index:
     @property
     def end_pts(self) -> int:
         """End of the last presented frame."""
-        last = int(np.argmax(self.pts))
-        return int(self.pts[last]) + (int(self.duration[last]) or self._usual_duration())
+        return _end(self.pts, self.duration)
+
+    @property
+    def frames(self) -> int:
+        """Presented frames that the file holds."""
+        return len(self.pts) - int(self.lost.sum())
 
     def cut_points(self) -> Ints:
         """Timestamps of the keyframes from which decoding may start, ascending.
@@ -217,14 +226,9 @@ class Index:
         if self.sequential_reason is not None:
             return np.empty(0, np.int64)
         latest = np.maximum.accumulate(self.pts)
-        clean = self.keyframe.copy()
+        clean = self.keyframe & ~self.lost
         clean[1:] &= latest[:-1] < self.pts[1:]
         return np.sort(self.pts[clean])
-
-    def _usual_duration(self) -> int:
-        if len(self.pts) < 2:
-            return 1
-        return max(1, int(np.median(np.diff(np.sort(self.pts)))))
 
 
 def read_index(
@@ -238,37 +242,39 @@ def read_index(
     frame_rate: Fraction,
     delay: Callable[[], int],
     limit: int,
+    holds: Callable[[Packet[Stream]], bool],
 ) -> Index:
     """Read the index of one stream off a file's packets, and say whether it can be split.
 
     `frame_rate` and `delay` serve only files without timestamps; `delay` is asked at the end for
-    the packets that the decoder took before it gave a frame. OverflowError above `limit` packets.
+    the packets that the decoder took before it gave a frame. `holds` tells whether a packet is in
+    the file, or only in its tables. OverflowError above `limit` packets.
     """
     pts, dts, durations = array("q"), array("q"), array("q")
-    keys = array("b")
+    keys, gone = array("b"), array("b")
     unwrapper = Unwrapper(container, time_base)
     headers, told_beside = _Headers(extradata), container not in _HEADERS_INSIDE
-    seen = untimed = contradictions = compared = damaged = others_end_us = 0
+    seen = lacking = untimed = contradictions = compared = damaged = others_end_us = 0
     for packet in packets:
         if packet.stream_index != stream_index:
-            if packet.pts is not None:
-                end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                others_end_us = max(others_end_us, int(end * 1_000_000))
+            others_end_us = max(others_end_us, _end_us(packet))
             continue
         seen += 1
         if seen > limit:
             raise OverflowError(limit)
+        lost = not holds(packet)
+        lacking += lost
         hidden = packet.is_discard
         shown, decoded = unwrapper.times(packet.pts, packet.dts, packet.duration, hidden=hidden)
         for side in packet.iter_sidedata() if told_beside else ():
             headers.tell(side, first=seen == 1)
         damaged += packet.is_corrupt
         key = packet.is_keyframe
-        if key and compared < KEYFRAMES_COMPARED:
+        if key and not lost and compared < KEYFRAMES_COMPARED:
             compared += 1
             head = bytes(memoryview(packet)[:HEAD_BYTES])
             contradictions += contradicts_keyframe(codec, extradata, head)
-        if hidden or is_hidden(codec, memoryview(packet)):
+        if hidden or (not lost and is_hidden(codec, memoryview(packet))):
             continue
         if packet.size == 0:
             # It repeats the picture before, which stands for longer.
@@ -276,14 +282,14 @@ def read_index(
                 durations[-1] += packet.duration or 0
             continue
         untimed += shown is None
-        pts.append(NO_DTS if shown is None else shown)
-        dts.append(NO_DTS if decoded is None else decoded)
+        pts.append(_UNTIMED if shown is None else shown)
+        dts.append(_UNTIMED if decoded is None else decoded)
         durations.append(packet.duration or 0)
         keys.append(key)
+        gone.append(lost)
 
     times = np.array(pts, np.int64)
-    flags = np.array(keys, np.bool_)
-    decoding = np.array(dts, np.int64)
+    flags, absent = np.array(keys, np.bool_), np.array(gone, np.bool_)
     lengths = np.array(durations, np.int64)
     slotted = container == "avi"
     counted = lacks_times(container, codec) if slotted else untimed * 2 > len(times)
@@ -291,9 +297,10 @@ def read_index(
         times, step = _expected(dts, container, codec, delay())
         lengths = np.maximum(lengths, step) if slotted else np.ones(len(times), np.int64)
         time_base = time_base if slotted else 1 / frame_rate
-    elif untimed:
-        timed = times != NO_DTS
-        times, flags, decoding, lengths = (a[timed] for a in (times, flags, decoding, lengths))
+    promised_pts = _end(times, lengths)
+    kept = _sampled(times, absent)
+    times, lengths = times[kept], lengths[kept]
+    flags, absent = flags[kept], absent[kept]
     reasons = _sequential_reasons(
         times,
         flags,
@@ -306,17 +313,47 @@ def read_index(
     )
     return Index(
         pts=times,
-        dts=decoding,
         duration=lengths,
         keyframe=flags,
+        lost=absent,
+        promised_pts=promised_pts,
         time_base=time_base,
         counted=counted,
         sequential_reason=next(reasons, None),
-        packets=seen,
+        packets=seen - lacking,
         jumps=unwrapper.jumps,
+        cuts=unwrapper.cuts,
         marked_damaged=damaged,
         others_end_us=others_end_us,
     )
+
+
+def _end_us(packet: Packet[Stream]) -> int:
+    """Where a packet ends, in microseconds; 0 without a timestamp."""
+    if packet.pts is None:
+        return 0
+    return int((packet.pts + (packet.duration or 0)) * packet.time_base * 1_000_000)
+
+
+def _sampled(pts: Ints, lost: Flags) -> Flags:
+    """Which packets' frames may be samples: those with a timestamp, and of the lost ones those
+    before the last one that is there."""
+    timed: Flags = pts != _UNTIMED
+    if lost.any():
+        timed &= pts <= pts[timed & ~lost].max(initial=_UNTIMED)
+    return timed
+
+
+def _end(pts: Ints, duration: Ints) -> int:
+    """Where the last frame ends; 0 without frames."""
+    if not len(pts):
+        return 0
+    last = int(np.argmax(pts))
+    return int(pts[last]) + (int(duration[last]) or _usual_duration(pts))
+
+
+def _usual_duration(pts: Ints) -> int:
+    return max(1, int(np.median(np.diff(np.sort(pts))))) if len(pts) > 1 else 1
 
 
 def _expected(dts: array[int], container: str, codec: str, delay: int) -> tuple[Ints, int]:
@@ -324,7 +361,7 @@ def _expected(dts: array[int], container: str, codec: str, delay: int) -> tuple[
     and how long the last one is."""
     slots, times = Slots(container, codec), array("q")
     for number, one in enumerate(dts):
-        slots.feed(None if one == NO_DTS else one)
+        slots.feed(None if one == _UNTIMED else one)
         if number >= delay:
             times.append(slots.time())
     times.extend(slots.time() for _ in range(len(times), len(dts)))

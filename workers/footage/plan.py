@@ -36,6 +36,8 @@ def plan(
     if index.counted and sampling.mode is SamplingMode.PREFER_KEYFRAME:
         # The order of presentation is known after decoding only, so no keyframe has a number.
         keyframe = np.zeros_like(keyframe)
+    if sampling.mode is SamplingMode.PREFER_KEYFRAME:
+        keyframe = keyframe & ~index.lost
     buckets, pts = grid.choose(index.pts, keyframe)
     starts = grid.slot_starts(buckets, pts)
     if index.sequential_reason is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import av.error
 import numpy as np
-from av.index import IndexEntries
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
@@ -22,6 +22,7 @@ from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, may_hide
 from workers.footage.picture import orientation, upright_size
 from workers.footage.sample import scaled_one
+from workers.footage.skim import lacks_tables
 from workers.footage.source import FootageError, Rejected, RejectKind, Source, rejection
 
 __all__ = ["FootageError", "RejectKind", "Rejected", "probe"]
@@ -42,7 +43,6 @@ _PEEKED_PACKETS = 240
 """Packets tried for the first picture; a stream joined in the middle decodes from its keyframe."""
 _TRUNCATED_US = 250_000
 """A shortfall against the header below this is rounding, not a truncated file."""
-_ENTRIES_A_BEAT = 100_000
 _JUMP_US = 10_000_000
 """A pause between two frames from which on a person should know of it."""
 
@@ -93,7 +93,10 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         peek = _Peek(source, beat)
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
-        packets = source.packets(every_stream=source.stream_duration is None)
+        packets = itertools.chain(
+            source.packets(every_stream=source.stream_duration is None, lost=True),
+            source.last_promised(),
+        )
         try:
             index = read_index(
                 peek.passing(packets),
@@ -105,6 +108,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 frame_rate=_nominal_rate(source),
                 delay=lambda: peek.delay,
                 limit=MAX_PACKETS,
+                holds=source.holds,
             )
         except OverflowError:
             raise _too_many_packets(name) from None
@@ -115,6 +119,12 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         if len(index.pts) == 0:
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
+            )
+        if index.cuts and lacks_tables(path):
+            raise Rejected(
+                RejectKind.UNREADABLE,
+                f"{name}: it ends in the middle of its tables, so nothing tells what its edits "
+                "show when; copy it again",
             )
         context = stream.codec_context
         if peek.frame is None and not context.width * context.height:
@@ -201,9 +211,8 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         rotation,
     )
     indexed_us = scaled_one(index.end_pts - index.first_pts, index.time_base * 1_000_000)
-    frame_count = len(index.pts)
     span = int(index.pts.max()) - index.first_pts
-    frame_rate = (frame_count - 1) / (span * index.time_base) if span else None
+    frame_rate = (len(index.pts) - 1) / (span * index.time_base) if span else None
     header_us = _header_us(source, index)
     missing_us = _missing_us(source, index, indexed_us, header_us, frame_rate)
     return VideoInfo(
@@ -217,7 +226,7 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         rotation=rotation,
         time_base=index.time_base,
         frame_rate=frame_rate,
-        frame_count=frame_count,
+        frame_count=index.frames,
         first_pts=index.first_pts,
         duration_us=indexed_us + missing_us,
         indexed_us=indexed_us,
@@ -257,11 +266,12 @@ def _missing_us(
     frame_rate: Fraction | None,
 ) -> int:
     """Microseconds that the container promises and the file does not hold."""
+    if source.skims:
+        # The header may cover time before the first picture, and edits longer than what they show.
+        promised = index.promised_pts - index.first_pts
+        return scaled_one(promised, index.time_base * 1_000_000) - indexed_us
     if index.jumps:
         return 0
-    if source.table is not None:
-        # The header may cover time before the first picture, and edits longer than what they show.
-        return max(0, _tabled_us(source.table, index, source.beat) - indexed_us)
     tolerance_us = max(_TRUNCATED_US, int(3_000_000 / frame_rate) if frame_rate else 0)
     missing_us = (header_us or 0) - indexed_us
     if missing_us <= tolerance_us:
@@ -275,28 +285,6 @@ def _missing_us(
     return missing_us
 
 
-def _tabled_us(table: IndexEntries, index: Index, beat: Callable[[], None]) -> int:
-    """The presented pictures' duration by the table of a file that does not hold them all, else
-    0."""
-    if index.packets >= len(table):
-        return 0
-
-    def shown() -> Iterator[int]:
-        for number, entry in enumerate(table):
-            if number % _ENTRIES_A_BEAT == 0:
-                beat()
-            if not entry.is_discard:
-                yield entry.timestamp
-
-    times = np.fromiter(shown(), np.int64)
-    # A packet that was lost on the way leaves no time without a picture at the end.
-    if len(times) < 2 or times.max() <= index.dts.max():
-        return 0
-    # The last picture stands as long as they do on average.
-    steps_us = int(times.max() - times.min()) * index.time_base * 1_000_000
-    return scaled_one(len(times), steps_us / (len(times) - 1))
-
-
 def _warnings_of_time(
     indexed_us: int, header_us: int | None, missing_us: int, frame_rate: Fraction | None
 ) -> Iterator[str]:
@@ -308,9 +296,11 @@ def _warnings_of_time(
 
 
 def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None) -> Iterator[str]:
-    hidden = index.packets - len(index.pts)
+    hidden = index.packets - index.frames
     if hidden:
         yield f"{hidden} packets are not presented (edit list, hidden or repeated frames)"
+    if lost := int(index.lost.sum()):
+        yield f"truncated: {lost} frames before the last one lie beyond the file's end"
     damaged = index.marked_damaged + source.damaged_reads
     if damaged:
         yield f"{damaged} damaged packets"

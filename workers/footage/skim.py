@@ -11,6 +11,10 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from io import FileIO
+
+from av.index import IndexEntries
 
 Extent = tuple[int, int]
 """Offsets [start, end) of bytes in a file."""
@@ -20,11 +24,18 @@ BUFFER_BYTES = 2**18
 
 _FIRST_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"))
 _MOST_BOXES = 4096
+_LARGEST_PACKET = 2**28
+"""Bytes above which a size in a table is damage and promises nothing: twice an uncompressed picture
+of the largest size that is opened."""
+_ENTRIES_A_BEAT = 100_000
+_NEVER = -(2**63)
+_LATE = 1024
+"""Entries at the end of a table among which the last one that is presented is."""
 _ZEROS = bytes(BUFFER_BYTES)
 
 
 def media_extents(path: str) -> list[Extent] | None:
-    """Where the media data of an MP4 or QuickTime file lie, ascending.
+    """Where the media data of an MP4 or QuickTime file lie, ascending, or would if it were whole.
 
     None for other files, and for those whose tables do not stand in one whole `moov` box:
     fragmented and damaged ones. Raises OSError.
@@ -42,12 +53,17 @@ def tables_extent(path: str) -> Extent | None:
     return None if extents is None else extents[0]
 
 
+def lacks_tables(path: str) -> bool:
+    """Whether the tables of a file go on beyond its end. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        return any(kind == b"moov" and end > size for kind, _start, end in _outer_boxes(file))
+
+
 def _extents(path: str) -> tuple[Extent, list[Extent]] | None:
     with open(path, "rb", buffering=0) as file:
-        if os.pread(file.fileno(), 8, 0)[4:] not in _FIRST_BOXES:
-            return None
         size = os.fstat(file.fileno()).st_size
-        boxes = _boxes(file.fileno(), 0, size)
+        boxes = _outer_boxes(file)
         kinds = [kind for kind, _start, _end in boxes]
         if kinds.count(b"moov") != 1 or b"moof" in kinds:
             return None
@@ -55,8 +71,14 @@ def _extents(path: str) -> tuple[Extent, list[Extent]] | None:
         inside = _boxes(file.fileno(), start, end) if end <= size else []
         if not inside or any(kind == b"mvex" for kind, _start, _end in inside):
             return None
-        media = [(start, min(end, size)) for kind, start, end in boxes if kind == b"mdat"]
+        media = [(start, end) for kind, start, end in boxes if kind == b"mdat"]
         return (start, end), media
+
+
+def _outer_boxes(file: FileIO) -> list[tuple[bytes, int, int]]:
+    if os.pread(file.fileno(), 8, 0)[4:] not in _FIRST_BOXES:
+        return []
+    return _boxes(file.fileno(), 0, os.fstat(file.fileno()).st_size)
 
 
 def _boxes(descriptor: int, at: int, end: int) -> list[tuple[bytes, int, int]]:
@@ -76,6 +98,34 @@ def _boxes(descriptor: int, at: int, end: int) -> list[tuple[bytes, int, int]]:
     return boxes
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a stream's table tells of its packets, be they in the file or beyond its end."""
+
+    end: int = 0
+    """Offset at which the last of them in the file's order ends."""
+    held_until: int = _NEVER
+    """Decoding timestamp of the latest one that the file holds."""
+    late: int = 0
+    """Decoding timestamp of one of the last."""
+
+
+def promised(table: IndexEntries, size: int, beat: Callable[[], None]) -> Promise:
+    """What a table promises of a file of that size; `beat` is called now and then."""
+    end, until = 0, _NEVER
+    for number, entry in enumerate(table):
+        if number % _ENTRIES_A_BEAT == 0:
+            beat()
+        if entry.size > _LARGEST_PACKET:
+            continue
+        reach = entry.pos + entry.size
+        end = max(end, reach)
+        if reach <= size:
+            until = max(until, entry.timestamp)
+    late = table[max(0, len(table) - _LATE)].timestamp if len(table) else 0
+    return Promise(end, until, late)
+
+
 class SkimmedFile:
     """A file as PyAV reads one: all of it, until `skip` says what of it is not needed."""
 
@@ -83,6 +133,9 @@ class SkimmedFile:
 
     def __init__(self, path: str, beat: Callable[[], None] = lambda: None) -> None:
         """`beat` is called for every read. Raises OSError."""
+        self.promised: Callable[[], int] = lambda: 0
+        """Gives the offset up to which a file that is cut off goes on as zeros; it is asked where
+        reading comes to the file's end."""
         self._beat = beat
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 -- closed by `close`
         self._descriptor = self._file.fileno()
@@ -113,7 +166,8 @@ class SkimmedFile:
             # FFmpeg calls this, and PyAV hands on no other exceptions.
             raise InterruptedError("nobody waits for it any more") from stop
         start = self._at
-        end = self._at = max(start, min(start + min(count, BUFFER_BYTES), self._size))
+        size = self._size if start < self._size else self._promised_size()
+        end = self._at = max(start, min(start + min(count, BUFFER_BYTES), size))
         first = max(0, bisect_right(self._starts, start) - 1)
         parts: dict[int, bytes] = {}
         for real_start, real_end in self._real[first:]:
@@ -133,11 +187,16 @@ class SkimmedFile:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to an offset and return it."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at}.get(whence)
+        if base is None:
+            base = self._promised_size()
         if base + offset < 0:
             raise ValueError("before the beginning of the file")
         self._at = base + offset
         return self._at
+
+    def _promised_size(self) -> int:
+        return max(self._size, self.promised())
 
     def tell(self) -> int:
         """The offset of the next byte."""

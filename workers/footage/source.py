@@ -21,13 +21,19 @@ from typing import Self, cast
 import av
 import av.error
 from av.container import InputContainer
-from av.index import IndexEntries
 from av.packet import Packet
 from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
-from workers.footage.skim import BUFFER_BYTES, Extent, SkimmedFile, media_extents
+from workers.footage.skim import (
+    BUFFER_BYTES,
+    Extent,
+    Promise,
+    SkimmedFile,
+    media_extents,
+    promised,
+)
 
 MAX_PIXELS = 8192 * 8192
 """Coded pictures above this are refused: one of them in memory is 100 MB and more."""
@@ -56,6 +62,10 @@ _TAIL_BYTES, _RESERVED_BYTES = 2**20, 2**26
 """Bytes behind a packet that may hold those of other streams and tables, and bytes of zeros behind
 them, at least, that a search for packets may have taken too long to pass."""
 _PIECE_BYTES = 2**20
+_LARGEST_FILE = 2**62
+"""Offsets from here on are damage."""
+_MOST_LOST = 2**20
+"""Lost packets at the end that are read one by one: after ten hours of them only the last count."""
 _FAILED_READS = 16
 """Reads that fail in a row, after which the rest of the file counts as unreadable."""
 
@@ -126,8 +136,9 @@ def rejection(path: str, error: BaseException) -> Rejected:
     return Rejected(kind, f"{shown_path(os.fsencode(path))}: {text}")
 
 
-def _refuse_unsuitable(path: str) -> None:
-    """Refuse what can be told without FFmpeg: no file, no bytes, a list of other files."""
+def _suitable_size(path: str) -> int:
+    """A file's size; refuses what can be told without FFmpeg: no file, no bytes, a list of other
+    files."""
     name = shown_path(os.fsencode(path))
     state = os.stat(path)
     if not stat.S_ISREG(state.st_mode):
@@ -141,6 +152,7 @@ def _refuse_unsuitable(path: str) -> None:
             RejectKind.FORBIDDEN_FORMAT,
             f"{name}: a playlist, which names other files, is not opened; give the videos it names",
         )
+    return state.st_size
 
 
 class Source:
@@ -160,6 +172,8 @@ class Source:
         and never an error of the operating system or of FFmpeg.
         """
         self.path = path
+        self.size = 0
+        """Bytes of the file when it was opened."""
         self.damaged_reads = 0
         """Reads that failed and were passed over."""
         self.zeros = 0
@@ -168,14 +182,20 @@ class Source:
         self.beat = beat
         self._skimmed: SkimmedFile | None = None
         self._media: list[Extent] | None = None
+        self._promise: Promise | None = None
+        self._left_at: int | None = None
         self._open(skimmable)
 
     def _open(self, skimmable: bool) -> None:
         try:
-            _refuse_unsuitable(self.path)
+            self.size = _suitable_size(self.path)
             self._media = media_extents(self.path)
-            if self._media is not None and skimmable:
+            ends = [end for _start, end in self._media or () if end < _LARGEST_FILE]
+            media_end = max(ends, default=0)
+            if self._media is not None and (skimmable or media_end > self.size):
+                # After packets that are missing, others come with wrong timestamps.
                 self._skimmed = SkimmedFile(self.path, self.beat)
+                self._skimmed.promised = lambda: media_end
             self._container = self._opened()
         except Rejected:
             raise
@@ -186,6 +206,8 @@ class Source:
             self.container: str = self._container.format.name
             self.stream, self.stream_reason = self._choose(self._pinned)
             self._configure()
+            if self._skimmed is not None:
+                self._skimmed.promised = lambda: self._promised().end
         except BaseException:
             self.close()
             raise
@@ -248,10 +270,21 @@ class Source:
         self._skimmed.skip(self._media, but=heads)
 
     @property
-    def table(self) -> IndexEntries | None:
-        """All of the stream's packets by the table of an MP4 or QuickTime file that is not
-        fragmented, in the order of the file; None where no table is sure to tell all."""
-        return None if self._media is None else self.stream.index_entries
+    def promised_size(self) -> int:
+        """Bytes of the file by its tables, which in MP4 and QuickTime may tell of packets beyond
+        the end of one that is cut off."""
+        return max(self.size, self._promised().end)
+
+    def _promised(self) -> Promise:
+        if self._promise is None:
+            self._promise = Promise()
+            if self._media is not None:
+                self._promise = promised(self.stream.index_entries, self.size, self.beat)
+        return self._promise
+
+    def holds(self, packet: Packet[Stream]) -> bool:
+        """Whether a packet that was read is in the file, and not only in its tables."""
+        return self._skimmed is None or (packet.pos or 0) + packet.size <= self.size
 
     @property
     def codec(self) -> str:
@@ -350,14 +383,17 @@ class Source:
         # One thread a process scales with the processes; threads inside one hardly do.
         context.thread_count = 1
 
-    def packets(self, *, every_stream: bool = False) -> Iterator[Packet[Stream]]:
+    def packets(
+        self, *, every_stream: bool = False, lost: bool = False
+    ) -> Iterator[Packet[Stream]]:
         """The stream's packets (or those of all streams) from here to the end of the file; damaged
-        reads are passed over. Raises FootageError where the storage fails.
+        reads are passed over. `lost`: those too that only the tables hold, but for a long row of
+        them at the end. Raises FootageError where the storage fails.
         """
         for other in self._container.streams:
             unread = not every_stream and other.index != self.stream.index
             other.discard = Discard.all if unread else Discard.default
-        failures = 0
+        failures = behind = 0
         packet = None
         while failures < _FAILED_READS:
             demuxed = self._container.demux(() if every_stream else self.stream)
@@ -365,7 +401,13 @@ class Source:
                 for packet in demuxed:
                     if packet.size or packet.dts is not None:
                         failures = 0
-                        yield packet
+                        held = self.holds(packet)
+                        if held or lost:
+                            yield packet
+                        behind = 0 if held else behind + self._follows_all(packet)
+                        if behind > _MOST_LOST:
+                            self._left_at = packet.dts
+                            return
             except IndexError:
                 # PyAV ends by naming each stream, and trips over one that began in mid-file.
                 return
@@ -379,6 +421,23 @@ class Source:
                 raise FootageError(str(rejection(self.path, error))) from error
             else:
                 return
+
+    def _follows_all(self, packet: Packet[Stream]) -> bool:
+        dts = packet.dts if packet.stream_index == self.stream.index else None
+        return dts is not None and dts > self._promised().held_until
+
+    def last_promised(self) -> Iterator[Packet[Stream]]:
+        """The last packets by the tables of a file where `packets` ended before them. Raises
+        FootageError where the storage fails."""
+        if self._left_at is None:
+            return
+        try:
+            self._container.seek(self._promised().late, stream=self.stream, any_frame=True)
+            for packet in self._container.demux(cast("Stream", self.stream)):
+                if packet.dts is not None and packet.dts > self._left_at:
+                    yield packet
+        except av.error.FFmpegError as error:
+            raise FootageError(str(rejection(self.path, error))) from error
 
     def _only_zeros_follow(self, packet: Packet[Stream]) -> bool:
         """Whether a packet is the last before space that a recorder reserved and did not fill. All
