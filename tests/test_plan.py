@@ -35,6 +35,7 @@ def indexed(
         keyframe=np.arange(frames) % gop == 0,
         lost=np.zeros(frames, np.bool_),
         promised_pts=first + frames,
+        first_dts=first,
         time_base=Fraction(1, rate),
         counted=False,
         sequential_reason=reason,

@@ -104,6 +104,7 @@ class _Reader:
         self._grid = Grid.of(self.info, self.sampling)
         # What a truncated file lacks is in the plan and not in the file.
         self._end_us = max(self.range.start_us, min(self.range.end_us, self.info.indexed_us))
+        self._waiting: DecodedSample | None = None
 
     def read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         with _opened(self.path, self.info, beat) as source:
@@ -129,8 +130,11 @@ class _Reader:
             return
         slots = self._grid.slots(self.range, self._end_us)
         found = _Found(self.range, self._grid, self._render)
-        decoder = Decoder(source, beat, found.take)
-        for taken in decoder.wanted(wanted, self.range.seek_pts, splittable=splittable):
+        decoder = Decoder(source, beat, found.take, fields=self.info.interlaced)
+        keyframes = self.sampling.mode is SamplingMode.KEYFRAMES
+        for taken in decoder.wanted(
+            wanted, self.range.seek_pts, splittable=splittable, keyframes=keyframes
+        ):
             if taken is None:
                 lost = [i for i in found.missing(decoder.latest_fed) if wanted[i] in decoder.fed]
             else:
@@ -140,8 +144,10 @@ class _Reader:
                 self._retry([wanted[i] for i in lost], found, beat)
             found.give_up(lost)
             for i, sample in found.ready():
-                kind = GapKind.DAMAGED if wanted[i] in decoder.fed else _unread(source)
-                yield from self._placed(sample, i, slots[i], kind)
+                fed = wanted[i] in decoder.fed
+                kind = GapKind.DAMAGED if fed else _unread(source)
+                unhurt = fed and not decoder.damaged
+                yield from self._placed(sample, i, slots[i], kind, unhurt=unhurt)
         if not decoder.fed and source.promised_size == source.size:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
@@ -174,11 +180,30 @@ class _Reader:
         position: int,
         slot: Slot,
         kind: GapKind,
+        *,
+        unhurt: bool = False,
     ) -> Iterator[DecodedSample | Gap]:
-        yield self._answering(taken, position, slot, kind)
+        """What becomes of a planned sample. `unhurt`: its packet decoded without an error, so if no
+        picture came of one that may be a second field, there is none."""
+        result = self._answering(taken, position, slot, kind)
+        before, self._waiting = self._waiting, None
+        if before is not None and unhurt and isinstance(result, Gap):
+            result = replace(before, end_us=result.end_us)
+        elif before is not None:
+            yield before
+        if isinstance(result, DecodedSample) and self._may_come_in_two(position, slot):
+            self._waiting = result
+            return
+        yield result
         if slot.shown_us < slot.end_us:
             detail = "the stream holds no picture of this time"
             yield Gap(slot.shown_us, slot.end_us, GapKind.DAMAGED, detail)
+
+    def _may_come_in_two(self, position: int, slot: Slot) -> bool:
+        """Whether the next planned sample may be of the same picture: its second field."""
+        pts, following = self.range.pts[position], self.range.pts[position + 1 : position + 2]
+        twin = self.info.interlaced or pts in following
+        return self._grid.rate is None and twin and bool(following) and slot.shown_us == slot.end_us
 
     def _answering(
         self, taken: _Taken | None, position: int, slot: Slot, kind: GapKind
@@ -266,7 +291,7 @@ class _Found:
         self.samples: dict[int, _Taken | None] = {}
         """What came and was not handed out yet; None stands for a sample that is lost."""
         self._wanted = frame_range.pts
-        self._position = {pts: i for i, pts in enumerate(frame_range.pts)}
+        self._position = {pts: i for i, pts in reversed([*enumerate(frame_range.pts)])}
         self._of_bucket = {bucket: i for i, bucket in enumerate(frame_range.buckets)}
         self._grid = grid
         self._render = render
@@ -295,8 +320,10 @@ class _Found:
             return None
         position = self._position.get(pts)
         if position is not None:
-            settled = position < self._next or self.samples.get(position) is not None
-            return None if settled else (self.samples, position)
+            # Of frames with one timestamp each takes the next place.
+            while self._settled(position) and pts in self._wanted[position + 1 : position + 2]:
+                position += 1
+            return None if self._settled(position) else (self.samples, position)
         if self._grid.rate is None or pts < self._grid.first_pts:
             return None  # Ordinal buckets hold one frame, for which no other can stand in.
         position = self._of_bucket.get(self._grid.bucket(pts))
@@ -309,6 +336,9 @@ class _Found:
         ):
             return None
         return self._stand_ins, position
+
+    def _settled(self, position: int) -> bool:
+        return position < self._next or self.samples.get(position) is not None
 
     def missing(self, until_pts: int) -> list[int]:
         """Positions up to a timestamp that neither came nor were given up."""

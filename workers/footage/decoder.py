@@ -7,7 +7,7 @@ decoded. Pictures that no other picture refers to are skipped unless wanted.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from enum import Enum, auto
 from fractions import Fraction
@@ -59,7 +59,7 @@ class _Agenda:
 
     def __init__(self, wanted: Sequence[int], fed: set[int]) -> None:
         self._pending = deque(wanted)
-        self._left = set(wanted)
+        self._left = Counter(wanted)
         self._fed = fed
 
     @property
@@ -72,31 +72,48 @@ class _Agenda:
 
     def feed(self, pts: int) -> None:
         self._fed.add(pts)
-        self._left.discard(pts)
+        self._strike(pts)
         while self._pending and self._pending[0] not in self._left:
             self._pending.popleft()
 
     def forget_before(self, pts: int) -> None:
         """Give up what should have come by now."""
         while self._pending and (self._pending[0] < pts or self._pending[0] not in self._left):
-            self._left.discard(self._pending.popleft())
+            self._strike(self._pending.popleft())
+
+    def _strike(self, pts: int) -> None:
+        self._left[pts] -= 1
+        if self._left[pts] <= 0:
+            del self._left[pts]
 
 
 class _Held:
     """Packets read and not decoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, fields: bool) -> None:
         self.size = 0
         """Bytes held."""
+        self._fields = fields
         self._packets: list[Packet[Stream]] = []
+        self._wanted = self._before = False
 
     def append(self, packet: Packet[Stream]) -> None:
         self._packets.append(packet)
         self.size += packet.size
 
-    def take(self) -> list[Packet[Stream]]:
+    def take(self, wants: Callable[[int | None], bool]) -> Iterator[tuple[Packet[Stream], bool]]:
+        """Give them, and whether their pictures are wanted, or the second field of one that is: one
+        without a timestamp always is, and with `fields` the next."""
         packets, self._packets, self.size = self._packets, [], 0
-        return packets
+        for packet in packets:
+            if packet.pts is not None:
+                wanted = wants(packet.pts)
+                self._wanted = wanted or (self._fields and self._before)
+                self._before = wanted
+            yield packet, self._wanted
+
+    def drop(self) -> None:
+        self._packets, self.size = [], 0
 
 
 class _Damage:
@@ -164,7 +181,10 @@ class Decoder(Generic[_Taken]):
         source: Source,
         beat: Callable[[], None],
         take: Callable[[VideoFrame, Fraction], _Taken],
+        *,
+        fields: bool = False,
     ) -> None:
+        """`fields`: the second field of a picture may be a packet of its own."""
         self.damaged = 0
         """Packets that did not decode, and frames marked as corrupt."""
         self.fed: set[int] = set()
@@ -176,7 +196,9 @@ class Decoder(Generic[_Taken]):
         self._source = source
         self._beat = beat
         self._take = take
+        self._fields = fields
         self._unwrapper: Unwrapper | None = None
+        self._keyframes = False
         self._busy = False
         self._damage = _Damage(self._ticks(_HEALED_S))
         self._between: deque[_Taken] = deque()
@@ -186,10 +208,10 @@ class Decoder(Generic[_Taken]):
         self._jump = self._ticks(_JUMP_SEARCHED_S if self._searched else _JUMP_S)
 
     def wanted(
-        self, wanted: Sequence[int], seek_pts: int | None, *, splittable: bool
+        self, wanted: Sequence[int], seek_pts: int | None, *, splittable: bool, keyframes: bool
     ) -> Iterator[_Taken | None]:
-        """Frames in the decoder's order, all wanted ones that decode among them; `wanted` ascends.
-        Frames that damage reaches count as not decoded.
+        """Frames in the decoder's order, all wanted ones that decode among them; `wanted` ascends,
+        and names keyframes alone with `keyframes`. Frames that damage reaches count as not decoded.
 
         None stands where the decoder was emptied: wanted frames in `fed` that have not come by then
         will not come. Without `splittable` all packets are decoded, from the first on, and
@@ -200,6 +222,7 @@ class Decoder(Generic[_Taken]):
             time_base = source.stream.time_base or Fraction(1, 1_000_000)
             self._unwrapper = Unwrapper(source.container, time_base)
         agenda = _Agenda(wanted, self.fed)
+        self._keyframes = keyframes and not splittable
         # A stream whose first packet alone carries what its decoder must know (the encoder's
         # version in an H.264 stream, for one) decodes to noise from anywhere else.
         whole = seek_pts is None or not self._primed_seek(seek_pts)
@@ -217,7 +240,8 @@ class Decoder(Generic[_Taken]):
     ) -> Generator[_Taken | None, None, _Ending]:
         """Read on from here. `whole`: from the file's first packet, which needs no keyframe."""
         anchored, last_key = whole, None
-        held = _Held()
+        held = _Held(fields=self._fields)
+        ending: _Ending | None = None
         for packet in self._packets():
             pts = packet.pts
             if splittable and packet.is_keyframe and pts is not None:
@@ -229,27 +253,39 @@ class Decoder(Generic[_Taken]):
                 last_key = pts
                 if agenda.next is not None and pts <= agenda.next:
                     yield from self._drained()
-                    held.take()
+                    held.drop()
                     anchored = True
                 elif not anchored:
                     return _Ending.LATE
             if not anchored:
                 continue
             held.append(packet)
-            # Edits overlap: a hidden packet may have the time of a wanted one.
-            hit = agenda.wants(pts) and not packet.is_discard
-            if hit or held.size > _HELD_BYTES:
-                for waiting in held.take():
-                    wanted = agenda.wants(waiting.pts)
+            hit = agenda.wants(pts) and self._may_be_wanted(packet)
+            if hit or ending is not None or held.size > _HELD_BYTES:
+                for waiting, wanted in held.take(agenda.wants):
                     yield from self._decoded(waiting, only_references=not wanted)
+            if ending is not None and pts is not None:
+                return ending
             if hit and pts is not None:
                 agenda.feed(pts)
                 self.latest_fed = max(self.latest_fed, pts)
-                if agenda.next is None:
-                    return _Ending.DONE
-                if splittable and agenda.next - pts > self._jump:
-                    return _Ending.FAR
-        return _Ending.DONE if anchored else _Ending.LATE
+                ending = self._after(pts, agenda.next, splittable)
+                if ending is not None and splittable and not self._fields:
+                    return ending  # Of others the second field may come yet.
+        return ending or (_Ending.DONE if anchored else _Ending.LATE)
+
+    def _after(self, pts: int, following: int | None, splittable: bool) -> _Ending | None:
+        if following is None:
+            return _Ending.DONE
+        return _Ending.FAR if splittable and following - pts > self._jump else None
+
+    def _may_be_wanted(self, packet: Packet[Stream]) -> bool:
+        """Whether a packet with the timestamp of a wanted one is that: edits overlap, so a hidden
+        one may have it, or one that is no keyframe."""
+        if self._keyframes and not packet.is_keyframe:
+            packet.pts = None
+            return False
+        return not packet.is_discard
 
     def everything(self, slots: Slots) -> Iterator[tuple[int, _Taken]]:
         """All frames from the first packet on, in the order of presentation, with their times by

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -185,6 +185,8 @@ class Index:
     only those before its last one in time."""
     promised_pts: int
     """Where the last frame ends of which the container tells."""
+    first_dts: int
+    """Decoding timestamp of the first packet; 0 without one."""
     time_base: Fraction
     """Seconds a tick; where `counted`, seconds a frame or, in AVI, a slot for one."""
     counted: bool
@@ -211,6 +213,12 @@ class Index:
     def end_pts(self) -> int:
         """End of the last presented frame."""
         return _end(self.pts, self.duration)
+
+    def lasting(self, ticks: int) -> Index:
+        """The same, with a last frame that stands for so much longer."""
+        duration = self.duration.copy()
+        duration[np.argmax(self.pts)] += ticks
+        return replace(self, duration=duration, promised_pts=self.promised_pts + ticks)
 
     @property
     def frames(self) -> int:
@@ -294,6 +302,7 @@ def read_index(
     slotted = container == "avi"
     counted = lacks_times(container, codec) if slotted else untimed * 2 > len(times)
     if counted:
+        frame_rate = _rate_between(times, time_base) or frame_rate
         times, step = _expected(dts, container, codec, delay())
         lengths = np.maximum(lengths, step) if slotted else np.ones(len(times), np.int64)
         time_base = time_base if slotted else 1 / frame_rate
@@ -317,6 +326,7 @@ def read_index(
         keyframe=flags,
         lost=absent,
         promised_pts=promised_pts,
+        first_dts=next((one for one in dts if one != _UNTIMED), 0),
         time_base=time_base,
         counted=counted,
         sequential_reason=next(reasons, None),
@@ -326,6 +336,17 @@ def read_index(
         marked_damaged=damaged,
         others_end_us=others_end_us,
     )
+
+
+def _rate_between(pts: Ints, time_base: Fraction) -> Fraction | None:
+    """Frames a second of a stream of which only some packets have timestamps, as broadcasts' may;
+    from what they hold FFmpeg would guess a rate as low as they are."""
+    timed = np.flatnonzero(pts != _UNTIMED)
+    if len(timed) < 2:
+        return None
+    first, last = int(timed[0]), int(timed[-1])
+    seconds = int(pts[last] - pts[first]) * time_base
+    return (last - first) / seconds if seconds > 0 else None
 
 
 def _end_us(packet: Packet[Stream]) -> int:

@@ -40,6 +40,9 @@ def plan(
         keyframe = keyframe & ~index.lost
     buckets, pts = grid.choose(index.pts, keyframe)
     starts = grid.slot_starts(buckets, pts)
+    # Of more frames than microseconds the last ones cannot be told apart.
+    apart = max(1, np.searchsorted(starts, info.indexed_us))
+    buckets, pts, starts = buckets[:apart], pts[:apart], starts[:apart]
     if index.sequential_reason is None:
         keys = index.cut_points()
         cuts = _cuts_at_keyframes(
@@ -54,7 +57,7 @@ def plan(
     elif index.counted and sampling.mode is SamplingMode.KEYFRAMES:
         cuts = []  # When a keyframe is shown is known after decoding only.
     else:
-        cuts = _cuts_by_number(buckets, sampling)
+        cuts = _cuts_by_number(buckets, pts, sampling)
     edges = [(0, None), *cuts, (len(pts), None)]
     ranges: list[FrameRange] = []
     for (first, seek_pts), (last, _) in itertools.pairwise(edges):
@@ -96,13 +99,15 @@ def _cuts_at_keyframes(
     return cuts
 
 
-def _cuts_by_number(buckets: Ints, sampling: Sampling) -> list[tuple[int, int | None]]:
+def _cuts_by_number(buckets: Ints, pts: Ints, sampling: Sampling) -> list[tuple[int, int | None]]:
     """Positions that divide the samples into as few even parts as MOST_SAMPLES allows, each to be
     read from the video's start."""
     parts = -(-len(buckets) // MOST_SAMPLES)
     if parts < 2:
         return []
     openings = _openings(buckets, sampling)
+    # Frames of one timestamp are told apart by their order.
+    openings = openings[pts[openings] > pts[openings - 1]]
     even = [len(buckets) * part // parts for part in range(1, parts)]
     chosen = np.searchsorted(openings, even)
     return [(int(at), None) for at in np.unique(openings[chosen[chosen < len(openings)]])]

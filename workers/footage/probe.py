@@ -7,7 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from storage.records import VideoInfo, shown_path
 from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, may_hide
 from workers.footage.picture import orientation, upright_size
+from workers.footage.riff import empty_slots
 from workers.footage.sample import scaled_one
 from workers.footage.skim import lacks_tables
 from workers.footage.source import FootageError, Rejected, RejectKind, Source, rejection
@@ -43,6 +44,9 @@ _PEEKED_PACKETS = 240
 """Packets tried for the first picture; a stream joined in the middle decodes from its keyframe."""
 _TRUNCATED_US = 250_000
 """A shortfall against the header below this is rounding, not a truncated file."""
+_REST_BYTES, _REST_SHARE = 2**18, 10
+"""What may lie behind the pictures, in bytes and as a part of the file: indexes, tags, the end of
+the sound."""
 _JUMP_US = 10_000_000
 """A pause between two frames from which on a person should know of it."""
 
@@ -120,6 +124,8 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
             )
+        if source.container == "avi" and peek.end is not None:
+            index = index.lasting(empty_slots(path, peek.end, stream.index))
         if index.cuts and lacks_tables(path):
             raise Rejected(
                 RejectKind.UNREADABLE,
@@ -131,7 +137,10 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: no picture of it decodes; convert it to H.264"
             )
-        return _describe(source, index, peek.frame), index
+        info = _describe(source, index, peek.frame)
+        return replace(
+            info, warnings=(*info.warnings, *_warnings_of_the_rest(source, peek.end))
+        ), index
 
 
 def _too_many_packets(name: str) -> Rejected:
@@ -170,12 +179,17 @@ class _Peek:
     frame: VideoFrame | None = None
     delay: int = 0
     """Packets that were decoded before the one that brought the first picture."""
+    end: int | None = None
+    """Offset at which the stream's last packet ends, if known."""
 
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         left, skimming = _PEEKED_PACKETS, may_hide(self.source.codec)
         for packet in packets:
             self.beat()
-            if self.frame is None and left and packet.stream_index == self.source.stream.index:
+            analysed = packet.stream_index == self.source.stream.index
+            if analysed and packet.pos is not None:
+                self.end = packet.pos + packet.size
+            if self.frame is None and left and analysed:
                 left -= 1
                 self.frame = self._decode(packet)
                 self.delay += self.frame is None and packet.size > 0
@@ -251,7 +265,9 @@ def _header_us(source: Source, index: Index) -> int | None:
         # FFmpeg shortens the stream's duration to what the file's size makes likely.
         return scaled_one(source.header_frames, stream.time_base * 1_000_000)
     if stream.duration is not None and stream.time_base:
-        return scaled_one(stream.duration, stream.time_base * 1_000_000)
+        # A fragmented MP4's is its end, be it a piece out of the middle of a live stream.
+        late = max(0, index.first_dts) if source.fragmented else 0
+        return scaled_one(max(0, stream.duration - late), stream.time_base * 1_000_000)
     if source.container_us is None:
         return None
     late_us = scaled_one(max(0, index.first_pts), index.time_base * 1_000_000)
@@ -295,10 +311,19 @@ def _warnings_of_time(
         yield f"header says {header_us / 1e6:.3f} s, the packets {indexed_us / 1e6:.3f} s"
 
 
+def _warnings_of_the_rest(source: Source, end: int | None) -> Iterator[str]:
+    """What is told of a file that goes on behind the last packet of its pictures."""
+    rest = source.size - (source.size if end is None else end)
+    told = source.skims or source.zeros
+    if not told and rest > max(_REST_BYTES, source.size // _REST_SHARE):
+        yield f"no picture of this stream in its last {rest / 1e6:.1f} MB: look what else it holds"
+
+
 def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None) -> Iterator[str]:
     hidden = index.packets - index.frames
     if hidden:
-        yield f"{hidden} packets are not presented (edit list, hidden or repeated frames)"
+        kinds = "edit list, hidden or repeated frames, second fields"
+        yield f"{hidden} packets are not presented ({kinds})"
     if lost := int(index.lost.sum()):
         yield f"truncated: {lost} frames before the last one lie beyond the file's end"
     damaged = index.marked_damaged + source.damaged_reads

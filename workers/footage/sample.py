@@ -97,35 +97,30 @@ class Grid:
         return scaled_one(pts - self.first_pts, self.time_base * self.rate)
 
     def choose(self, pts: Ints, keyframe: Flags) -> tuple[Ints, Ints]:
-        """The buckets and timestamps of the samples, both ascending and each at most once.
+        """The buckets and timestamps of the samples, both ascending; without a time grid frames of
+        one timestamp have a bucket each.
 
-        `pts` and `keyframe` describe the presented frames in any order. Frames of one timestamp
-        count once: no reader could tell them apart.
+        `pts` and `keyframe` describe the presented frames in any order.
         """
-        order = np.lexsort((~keyframe, pts))
-        pts, keyframe = pts[order], keyframe[order]
-        unique = np.ones(len(pts), dtype=bool)
-        unique[1:] = pts[1:] != pts[:-1]
-        pts, keyframe = pts[unique], keyframe[unique]
-        if self.sampling.mode is SamplingMode.EVERY_FRAME:
-            return np.arange(len(pts), dtype=np.int64), pts
-        if self.sampling.mode is SamplingMode.KEYFRAMES:
-            chosen = pts[keyframe]
+        if self.rate is None:
+            every = self.sampling.mode is SamplingMode.EVERY_FRAME
+            chosen = np.sort(pts if every else pts[keyframe])
             return np.arange(len(chosen), dtype=np.int64), chosen
         buckets = self.buckets(pts)
-        if self.sampling.mode is SamplingMode.PREFER_KEYFRAME:
-            # Stable: within a bucket keyframes come first, and then the order of time.
-            order = np.lexsort((pts, ~keyframe, buckets))
-            buckets, pts = buckets[order], pts[order]
+        prefers = self.sampling.mode is SamplingMode.PREFER_KEYFRAME
+        # Within a bucket keyframes come first, and then the order of time.
+        order = np.lexsort((pts, ~keyframe & prefers, buckets))
+        buckets, pts = buckets[order], pts[order]
         first = np.ones(len(pts), dtype=bool)
         first[1:] = buckets[1:] != buckets[:-1]
         return buckets[first], pts[first]
 
     def slot_starts(self, buckets: Ints, pts: Ints) -> Ints:
         """Where the interval of each sample begins, in microseconds: its bucket's start on a time
-        grid, else the frame's own time. It ends where the next sample's begins."""
+        grid, else the frame's own time, or one later than of the frame before. It ends where the
+        next sample's begins."""
         if self.rate is None:
-            return self.micros(pts)
+            return _ascending(self.micros(pts))
         return scaled(buckets, 1_000_000 / self.rate)
 
     def slots(self, frame_range: FrameRange, end_us: int) -> list[Slot]:
@@ -135,7 +130,8 @@ class Grid:
         buckets = np.array(frame_range.buckets, np.int64)
         pts = np.array(frame_range.pts or (self.first_pts,) * len(buckets), np.int64)
         starts = self.slot_starts(buckets, pts)
-        edges = [frame_range.start_us, *starts[1:].tolist(), end_us]
+        starts[0] = frame_range.start_us
+        edges = [*np.minimum(_ascending(starts), end_us).tolist(), end_us]
         reach = self._reach(buckets, pts).tolist() if self.steady else edges[1:]
         pause_us = max(_PAUSE_US, _PAUSE_FRAMES * self.frame_us)
         return [
@@ -151,6 +147,12 @@ class Grid:
         if self.sampling.mode is SamplingMode.EVERY_FRAME:
             return np.asarray(self.micros(pts) + self.frame_us, dtype=np.int64)
         return np.full(len(pts), _INT64_MAX, np.int64)
+
+
+def _ascending(times: Ints) -> Ints:
+    """The same, later where that is needed to be greater than the one before."""
+    number = np.arange(len(times), dtype=np.int64)
+    return np.asarray(np.maximum.accumulate(times - number) + number, dtype=np.int64)
 
 
 def scaled_one(value: int, factor: Fraction) -> int:

@@ -287,6 +287,11 @@ class Source:
         return self._skimmed is None or (packet.pos or 0) + packet.size <= self.size
 
     @property
+    def fragmented(self) -> bool:
+        """Whether it is an MP4 or QuickTime file without one table of all its packets."""
+        return self._media is None and self.container.startswith("mov")
+
+    @property
     def codec(self) -> str:
         """The codec by the name of its format, whichever decoder is used."""
         return self.stream.codec_context.codec.canonical_name

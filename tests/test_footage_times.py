@@ -1,0 +1,141 @@
+"""Frames that share their time, come in two fields, or have no time of their own."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import pytest
+from footage_fields import field_pictures
+from footage_files import encode, frames, x264
+
+from storage.records import Fit, Gap, Sampling, SamplingMode
+from workers.footage.decode import DecodedSample, read_range
+from workers.footage.picture import Renderer
+from workers.footage.plan import plan
+from workers.footage.probe import probe
+
+EVERY = Sampling(SamplingMode.EVERY_FRAME, None)
+KEYFRAMES = Sampling(SamplingMode.KEYFRAMES, None)
+FIRST = Sampling(SamplingMode.FIRST, Fraction(5))
+SIZE = 64
+
+
+def read(path: Path, sampling: Sampling) -> list[DecodedSample | Gap]:
+    """What the tasks of a video give; they tile it, and each result lasts."""
+    info, index = probe(os.fspath(path))
+    how = {"size": SIZE, "fit": Fit.SQUASH}
+    results = [
+        result
+        for task in plan(info, index, sampling, 1_000_000)
+        for result in read_range(os.fspath(path), info, task, sampling, **how)  # type: ignore[arg-type]
+    ]
+    edges = [0, *(result.end_us for result in results)]
+    assert [result.start_us for result in results] == edges[:-1]
+    assert edges[-1] == info.duration_us
+    assert all(result.start_us < result.end_us for result in results)
+    return results
+
+
+def one_pass(path: Path) -> list[bytes]:
+    """The pictures of every frame, in the decoder's order."""
+    info, _index = probe(os.fspath(path))
+    one = Fraction(1)
+    renderer = Renderer(SIZE, Fit.SQUASH, pixel_aspect=one, interlaced=info.interlaced)
+    with av.open(os.fspath(path)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        return [renderer.picture(frame).tobytes() for frame in container.decode(stream)]
+
+
+def pictures(results: list[DecodedSample | Gap]) -> list[bytes]:
+    assert not [result for result in results if isinstance(result, Gap)]
+    return [result.picture.tobytes() for result in results if isinstance(result, DecodedSample)]
+
+
+def in_pairs(path: Path, first: int) -> Path:
+    """A video of which two frames each have one timestamp; frame `first` begins a pair."""
+    return encode(
+        path,
+        frames(90),
+        options=x264(gop=30, bframes=0),
+        change=lambda number, packet: _at(packet, (number + first) // 2),
+    )
+
+
+def _at(packet: av.Packet, pts: int) -> av.Packet:
+    packet.pts = packet.dts = pts
+    return packet
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_frames_of_one_timestamp_are_all_had(first: int, tmp_path: Path) -> None:
+    """With every frame each of two is a sample; with keyframes alone the one that is a keyframe,
+    whether it comes first or second."""
+    path = in_pairs(tmp_path / "pairs.mkv", first)
+    info, _index = probe(os.fspath(path))
+    assert info.sequential_reason == "presentation timestamps repeat"
+    whole = one_pass(path)
+    assert pictures(read(path, EVERY)) == whole
+    assert pictures(read(path, KEYFRAMES)) == whole[::30]
+
+
+def test_more_frames_than_microseconds_end_no_task(tmp_path: Path) -> None:
+    """Half a microsecond apart: results last a microsecond at least, and what is left has none."""
+    path = encode(
+        tmp_path / "dense.mp4",
+        frames(60),
+        rate=2_000_000,
+        options=x264(gop=10, bframes=0),
+        container_options={"video_track_timescale": "2000000"},
+    )
+    whole = one_pass(path)
+    assert pictures(read(path, EVERY)) == whole[:30]
+    assert pictures(read(path, KEYFRAMES)) == whole[::10]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_pictures_of_two_fields_are_whole(apart: bool, tmp_path: Path) -> None:
+    """Broadcasts whose fields are coded apart, with a timestamp for both or one each: every frame
+    is had, with both fields, and stands for both."""
+    path = field_pictures(tmp_path / "fields.ts", 100, apart=apart)
+    info, _index = probe(os.fspath(path))
+    assert info.interlaced
+    assert info.duration_us == 4_000_000
+    whole = one_pass(path)
+    assert len(set(whole)) == 100
+    every = read(path, EVERY)
+    assert pictures(every) == whole
+    assert [result.start_us for result in every] == [number * 40_000 for number in range(100)]
+    assert pictures(read(path, FIRST)) == whole[::5]
+
+
+def without_most_times(path: Path, kept: int) -> Path:
+    """A transport stream in which one picture in so many has timestamps (ISO/IEC 13818-1,
+    2.4.3)."""
+    encode(path, frames(150), options=x264(bframes=0))
+    data, seen = bytearray(path.read_bytes()), 0
+    for at in range(0, len(data), 188):
+        begins, filled = data[at + 1] & 0x40, data[at + 3] & 0x20
+        head = at + 4 + (1 + data[at + 4] if filled else 0)
+        if begins and data[head : head + 4] == b"\0\0\1\xe0":
+            if seen % kept:
+                data[head + 7] &= 0x3F
+                length = data[head + 8]
+                data[head + 9 : head + 9 + length] = b"\xff" * length
+            seen += 1
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("kept", [5, 30])
+def test_sparse_timestamps_tell_the_rate(kept: int, tmp_path: Path) -> None:
+    """Broadcasts may give a timestamp now and then: frames in between are counted at the rate that
+    they have, and not at that of the timestamps."""
+    path = without_most_times(tmp_path / "sparse.ts", kept)
+    info, index = probe(os.fspath(path))
+    assert index.counted
+    assert info.frame_count == 150
+    assert abs(info.duration_us - 5_000_000) < 70_000
