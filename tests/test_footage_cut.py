@@ -165,6 +165,24 @@ def test_a_piece_of_a_live_stream_lacks_nothing(tmp_path: Path) -> None:
     assert info.warnings == ()
 
 
+def test_fragments_that_come_again_run_on(tmp_path: Path) -> None:
+    """Fragmented recordings joined byte by byte, of which FFmpeg hides the second one's beginning:
+    the rest of it follows the first one in time, and is not mixed with it."""
+    path = encode(
+        tmp_path / "twice.mp4",
+        frames(240),
+        options=x264(),
+        container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
+    )
+    data = path.read_bytes()
+    begin, end = data.index(b"moof") - 4, data.rindex(b"mfra") - 4
+    path.write_bytes(data[:end] + data[begin:])
+    info, index = probe(os.fspath(path))
+    assert (index.jumps, info.frame_count) == (1, 240 + 210)
+    assert info.duration_us == info.indexed_us == 15_000_000
+    assert np.diff(np.sort(index.pts)).min() > 0
+
+
 def test_what_lies_behind_the_pictures_is_told(tmp_path: Path) -> None:
     """Recordings joined byte by byte, of which a demuxer reads the first: a warning says so."""
     path = encode(tmp_path / "first.flv", frames(300), options=x264() | {"crf": "1"})

@@ -34,6 +34,8 @@ _HEADERS_INSIDE = frozenset(("mpegts", "mpeg"))
 """Containers whose pictures bring their headers along, and other things beside every packet."""
 _FALL_S = Fraction(1, 10)
 """Seconds by which decoding timestamps may fall back without another recording's beginning."""
+_OVERLAP_S = 1
+"""Seconds by which edits, or 16 frames if that is more, may overlap in what they show."""
 _LEAP_S, _LEAP_STEPS = 10, 16
 """What a running clock may step ahead, in seconds (the threshold of the ffmpeg command) or in steps
 of the one before (no codec reorders over more frames), whichever is more."""
@@ -58,6 +60,8 @@ class Unwrapper:
         self._step = 0
         self._next = 0
         self._hidden = False
+        self._overlap = int(_OVERLAP_S / time_base)
+        self._shown_until = -(2**63)
 
     def times(
         self, pts: int | None, dts: int | None, duration: int | None, *, hidden: bool = False
@@ -80,8 +84,16 @@ class Unwrapper:
                 self._dts = None
             if step > 0:
                 self._step = step
+        overlap = max(self._overlap, _LEAP_STEPS * self._step)
+        if self._hidden and not hidden and dts < self._shown_until - overlap:
+            # FFmpeg hides the beginning of fragments that come with an earlier clock, too.
+            self._shift += self._shown_until - dts
+            self.jumps += 1
+            self._dts = None
         self._hidden = hidden
         end = dts + (duration or 1)
+        if not hidden:
+            self._shown_until = end if self._dts is None else max(self._shown_until, end)
         if self._dts is None:
             self._dts, self._next = dts, end
         else:
