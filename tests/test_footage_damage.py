@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -126,6 +128,39 @@ def test_damage_without_a_keyframe_after_it_ends_after_ten_seconds(tmp_path: Pat
     assert kinds == [DecodedSample, Gap, DecodedSample]
     (lost,) = (result for result in results if isinstance(result, Gap))
     assert (lost.start_us, lost.end_us) == (2_500_000, 12_500_000)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command")
+def test_pages_that_are_missing_from_an_ogg_are_a_gap(tmp_path: Path) -> None:
+    """Theora has a packet for every frame, so where none is there some are missing; what follows is
+    made of them, up to the next keyframe."""
+    path = tmp_path / "video.ogv"
+    source = ["-f", "lavfi", "-i", "testsrc2=s=160x96:r=30:d=8"]
+    coding = ["-c:v", "libtheora", "-q:v", "6", "-g", "16", "-page_duration", "100000"]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *coding, os.fspath(path)], check=True)
+    true = {
+        sample.t_us: sample.picture.tobytes()
+        for sample in read(path, EVERY)
+        if isinstance(sample, DecodedSample)
+    }
+    assert len(true) == 240
+    head, *pages = path.read_bytes().split(b"OggS")
+    middle = len(pages) // 2
+    assert middle > 10
+    path.write_bytes(b"OggS".join([head, *pages[:middle], *pages[middle + 4 :]]))
+    info, index = probe(os.fspath(path))
+    assert index.lost.sum() == 240 - info.frame_count > 10
+    assert info.duration_us == 8_000_000
+    for sampling in (*SAMPLINGS, EVERY):
+        results = read(path, sampling)
+        samples = [result for result in results if isinstance(result, DecodedSample)]
+        for sample in samples:
+            assert sample.picture.tobytes() == true[sample.t_us]
+        if sampling == EVERY:
+            gaps = [result for result in results if isinstance(result, Gap)]
+            assert {gap.kind for gap in gaps} == {GapKind.DAMAGED}
+            lost_us = sum(gap.end_us - gap.start_us for gap in gaps)
+            assert lost_us >= index.lost.sum() * 1_000_000 // 30
 
 
 def test_a_dropped_packet_is_no_endless_search(tmp_path: Path) -> None:

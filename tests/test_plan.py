@@ -95,7 +95,7 @@ def test_ranges_tile_the_video_whatever_the_sampling(
     info, index = indexed(9_000, first=77)
     tasks = plan(info, index, sampling, task_us)
     assert_tiles(tasks, info)
-    buckets, pts = Grid.of(info, sampling).choose(index.pts, index.keyframe)
+    buckets, pts = Grid.of(info, sampling).choose(index.pts, index.keyframe, index.lost)
     assert [bucket for task in tasks for bucket in task.buckets] == buckets.tolist()
     assert [moment for task in tasks for moment in task.pts] == pts.tolist()
 

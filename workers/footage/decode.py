@@ -30,6 +30,7 @@ from workers.footage.index import Slots
 from workers.footage.picture import Picture, Renderer
 from workers.footage.sample import Grid, Slot, scaled_one
 from workers.footage.source import FootageError, Rejected, Source
+from workers.footage.theora import stores_every_frame
 from workers.footage.watchdog import Stalled, watched
 
 __all__ = ["DecodedSample", "FootageError", "read_range"]
@@ -148,7 +149,7 @@ class _Reader:
                 kind = GapKind.DAMAGED if fed else _unread(source)
                 unhurt = fed and not decoder.damaged
                 yield from self._placed(sample, i, slots[i], kind, unhurt=unhurt)
-        if not decoder.fed and source.promised_size == source.size:
+        if not decoder.fed and _unread(source) is GapKind.READ_ERROR:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
                 "was probed; the file changed, run or submit it again"
@@ -382,7 +383,9 @@ def _opened(path: str, info: VideoInfo, beat: Callable[[], None]) -> Source:
 
 def _unread(source: Source) -> GapKind:
     """Why a planned frame never came as a packet."""
-    return GapKind.TRUNCATED if source.promised_size > source.size else GapKind.READ_ERROR
+    if source.promised_size > source.size:
+        return GapKind.TRUNCATED
+    return GapKind.DAMAGED if stores_every_frame(source.codec) else GapKind.READ_ERROR
 
 
 def _joined(results: Iterable[DecodedSample | Gap]) -> Iterator[DecodedSample | Gap]:

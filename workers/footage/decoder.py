@@ -20,6 +20,7 @@ from av.video.frame import PictureType, VideoFrame
 
 from workers.footage.index import Slots, Unwrapper
 from workers.footage.source import Source
+from workers.footage.theora import Holes
 
 _HELD_BYTES = 32 * 2**20
 """Undecoded packets held at most; then they are decoded, so an endless group holds no memory."""
@@ -201,6 +202,7 @@ class Decoder(Generic[_Taken]):
         self._keyframes = False
         self._busy = False
         self._damage = _Damage(self._ticks(_HEALED_S))
+        self._holes = Holes(source.codec)
         self._between: deque[_Taken] = deque()
         self._shapes = _Shapes(source.sample_aspect_ratio)
         self._searched = source.container in _SEARCHED
@@ -332,6 +334,9 @@ class Decoder(Generic[_Taken]):
                 packet.pts, packet.dts = self._unwrapper.times(
                     packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
+            missing = self._holes.before(packet.dts, packet.duration)
+            if missing:
+                self._damage.add(missing[0])
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
             if packet.size and self._source.holds(packet):
@@ -348,6 +353,7 @@ class Decoder(Generic[_Taken]):
         """Aim before a timestamp; False where reading begins at the file's first packet instead."""
         self._busy = False
         self._damage.forget()
+        self._holes = Holes(self._source.codec)
         self._between.clear()
         if back < len(_BACK_S) and self._source.seek(pts - self._ticks(_BACK_S[back])):
             return True

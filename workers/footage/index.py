@@ -13,6 +13,7 @@ import numpy as np
 
 from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
 from workers.footage.sample import Flags, Ints
+from workers.footage.theora import Holes
 
 if TYPE_CHECKING:
     from av.packet import Packet, PacketSideData
@@ -179,6 +180,28 @@ class _Headers:
             self._told[kind] = told
 
 
+class _Frames:
+    """What packets tell of their frames, in decoding order: a few bytes each."""
+
+    def __init__(self) -> None:
+        self.pts, self.dts, self.durations = array("q"), array("q"), array("q")
+        self.keys, self.lost = array("b"), array("b")
+
+    def add(
+        self, pts: int | None, dts: int | None, duration: int | None, *, key: bool, lost: bool
+    ) -> None:
+        self.pts.append(_UNTIMED if pts is None else pts)
+        self.dts.append(_UNTIMED if dts is None else dts)
+        self.durations.append(duration or 0)
+        self.keys.append(key)
+        self.lost.append(lost)
+
+    def repeat(self, duration: int | None) -> None:
+        """The latest frame stands for so much longer."""
+        if self.durations:
+            self.durations[-1] += duration or 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Index:
     """The presented frames of one stream, in decoding order.
@@ -193,8 +216,8 @@ class Index:
     """Durations by the container; 0 where unknown."""
     keyframe: Flags
     lost: Flags
-    """Frames of which the container tells, and which lie beyond the end of a file that is cut off;
-    only those before its last one in time."""
+    """Frames of which the container tells and which are not there, as beyond the end of a file that
+    is cut off; only those before its last one in time."""
     promised_pts: int
     """Where the last frame ends of which the container tells."""
     first_dts: int
@@ -270,9 +293,9 @@ def read_index(
     the packets that the decoder took before it gave a frame. `holds` tells whether a packet is in
     the file, or only in its tables. OverflowError above `limit` packets.
     """
-    pts, dts, durations = array("q"), array("q"), array("q")
-    keys, gone = array("b"), array("b")
+    frames = _Frames()
     unwrapper = Unwrapper(container, time_base)
+    holes = Holes(codec)
     headers, told_beside = _Headers(extradata), container not in _HEADERS_INSIDE
     seen = lacking = untimed = contradictions = compared = damaged = others_end_us = 0
     for packet in packets:
@@ -294,28 +317,23 @@ def read_index(
             compared += 1
             head = bytes(memoryview(packet)[:HEAD_BYTES])
             contradictions += contradicts_keyframe(codec, extradata, head)
+        for missing in holes.before(decoded, packet.duration):
+            frames.add(missing, missing, packet.duration, key=False, lost=True)
         if hidden or (not lost and is_hidden(codec, memoryview(packet))):
             continue
         if packet.size == 0:
-            # It repeats the picture before, which stands for longer.
-            if durations:
-                durations[-1] += packet.duration or 0
+            frames.repeat(packet.duration)
             continue
         untimed += shown is None
-        pts.append(_UNTIMED if shown is None else shown)
-        dts.append(_UNTIMED if decoded is None else decoded)
-        durations.append(packet.duration or 0)
-        keys.append(key)
-        gone.append(lost)
+        frames.add(shown, decoded, packet.duration, key=key, lost=lost)
 
-    times = np.array(pts, np.int64)
-    flags, absent = np.array(keys, np.bool_), np.array(gone, np.bool_)
-    lengths = np.array(durations, np.int64)
+    times, lengths = np.array(frames.pts, np.int64), np.array(frames.durations, np.int64)
+    flags, absent = np.array(frames.keys, np.bool_), np.array(frames.lost, np.bool_)
     slotted = container == "avi"
     counted = lacks_times(container, codec) if slotted else untimed * 2 > len(times)
     if counted:
         frame_rate = _rate_between(times, time_base) or frame_rate
-        times, step = _expected(dts, container, codec, delay())
+        times, step = _expected(frames.dts, container, codec, delay())
         lengths = np.maximum(lengths, step) if slotted else np.ones(len(times), np.int64)
         time_base = time_base if slotted else 1 / frame_rate
     promised_pts = _end(times, lengths)
@@ -338,7 +356,7 @@ def read_index(
         keyframe=flags,
         lost=absent,
         promised_pts=promised_pts,
-        first_dts=next((one for one in dts if one != _UNTIMED), 0),
+        first_dts=next((one for one in frames.dts if one != _UNTIMED), 0),
         time_base=time_base,
         counted=counted,
         sequential_reason=next(reasons, None),

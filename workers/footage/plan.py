@@ -36,9 +36,7 @@ def plan(
     if index.counted and sampling.mode is SamplingMode.PREFER_KEYFRAME:
         # The order of presentation is known after decoding only, so no keyframe has a number.
         keyframe = np.zeros_like(keyframe)
-    if sampling.mode is SamplingMode.PREFER_KEYFRAME:
-        keyframe = keyframe & ~index.lost
-    buckets, pts = grid.choose(index.pts, keyframe)
+    buckets, pts = grid.choose(index.pts, keyframe, index.lost)
     starts = grid.slot_starts(buckets, pts)
     # Of more frames than microseconds the last ones cannot be told apart.
     apart = max(1, np.searchsorted(starts, info.indexed_us))

@@ -325,7 +325,10 @@ def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None)
         kinds = "edit list, hidden or repeated frames, second fields"
         yield f"{hidden} packets are not presented ({kinds})"
     if lost := int(index.lost.sum()):
-        yield f"truncated: {lost} frames before the last one lie beyond the file's end"
+        if source.skims:
+            yield f"truncated: {lost} frames before the last one lie beyond the file's end"
+        else:
+            yield f"{lost} frames are missing"
     damaged = index.marked_damaged + source.damaged_reads
     if damaged:
         yield f"{damaged} damaged packets"

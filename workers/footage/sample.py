@@ -96,11 +96,12 @@ class Grid:
             raise ValueError(f"sampling {self.sampling} has no time grid")
         return scaled_one(pts - self.first_pts, self.time_base * self.rate)
 
-    def choose(self, pts: Ints, keyframe: Flags) -> tuple[Ints, Ints]:
+    def choose(self, pts: Ints, keyframe: Flags, lost: Flags) -> tuple[Ints, Ints]:
         """The buckets and timestamps of the samples, both ascending; without a time grid frames of
         one timestamp have a bucket each.
 
-        `pts` and `keyframe` describe the presented frames in any order.
+        `pts` and `keyframe` describe the presented frames in any order; those that are `lost` are
+        samples of buckets that have no others.
         """
         if self.rate is None:
             every = self.sampling.mode is SamplingMode.EVERY_FRAME
@@ -109,7 +110,7 @@ class Grid:
         buckets = self.buckets(pts)
         prefers = self.sampling.mode is SamplingMode.PREFER_KEYFRAME
         # Within a bucket keyframes come first, and then the order of time.
-        order = np.lexsort((pts, ~keyframe & prefers, buckets))
+        order = np.lexsort((pts, ~keyframe & prefers, lost, buckets))
         buckets, pts = buckets[order], pts[order]
         first = np.ones(len(pts), dtype=bool)
         first[1:] = buckets[1:] != buckets[:-1]

@@ -34,6 +34,7 @@ from workers.footage.skim import (
     media_extents,
     promised,
 )
+from workers.footage.theora import stores_every_frame, timed_by_page
 
 MAX_PIXELS = 8192 * 8192
 """Coded pictures above this are refused: one of them in memory is 100 MB and more."""
@@ -402,6 +403,8 @@ class Source:
         packet = None
         while failures < _FAILED_READS:
             demuxed = self._container.demux(() if every_stream else self.stream)
+            if stores_every_frame(self.codec):
+                demuxed = timed_by_page(demuxed, self.stream.index)
             try:
                 for packet in demuxed:
                     if packet.size or packet.dts is not None:
