@@ -4,9 +4,11 @@ before: where none is there frames are missing, and nothing else tells of them. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from av.packet import Packet
-from av.stream import Stream
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.stream import Stream
 
 _MOST_MISSING = 2**20
 """Frames that are missing at one place at most, ten hours; more is a damaged timestamp."""
