@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import threading
 from collections.abc import Generator, Iterable, Sequence
@@ -15,9 +16,11 @@ from scheduler.archive import Unreadable
 from scheduler.labels import check_flags
 from scheduler.probing import probe_all
 from storage import ledger
-from storage.database import with_retries
+from storage.database import DatabaseError, with_retries
 from storage.records import ArchiveFile, Fit, JobSpec, LabelSet, Sampling
-from workers.probing import Asked, Probed, register
+from workers.probing import UNEXPECTED, Asked, Probed, register
+
+log = logging.getLogger(__name__)
 
 MICROSECONDS = 1_000_000
 
@@ -130,10 +133,15 @@ def _record(engine: Engine, job_id: int, probed: Probed) -> Submitted:
             False,
         )
     video_id = register(engine, probed.file, identity)
-    if info is None:
-        with_retries(
-            lambda: ledger.reject_video(engine, job_id, video_id, probed.kind, probed.reason)
-        )
-    else:
-        with_retries(lambda: ledger.plan_video(engine, job_id, video_id, info, probed.ranges))
+    kind, reason = probed.kind, probed.reason
+    if info is not None:
+        try:
+            with_retries(lambda: ledger.plan_video(engine, job_id, video_id, info, probed.ranges))
+            return Submitted(video_id, False)
+        except DatabaseError:
+            raise
+        except Exception as error:  # A plan that the ledger refuses; the run goes on.
+            log.exception("%s: unexpected", probed.file.shown)
+            kind, reason = UNEXPECTED, f"unexpected {type(error).__name__}: {error}"
+    with_retries(lambda: ledger.reject_video(engine, job_id, video_id, kind, reason))
     return Submitted(video_id, False)

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.packet import Packet
 from footage_files import HARD_FILES, announcing, edited, encode, frames, x264
 from PIL import Image
 
@@ -396,6 +397,34 @@ def test_memory_that_runs_out_is_a_refusal_and_the_limit_ends_with_the_probe(
 
 def exhausting(*_packets: object, **_facts: object) -> None:
     np.ones(2**34, np.uint8)
+
+
+@pytest.mark.parametrize(("ticks_a_second", "count"), [(10_000_000, 1), (1_000_000_000, 50)])
+def test_what_lasts_less_than_a_microsecond_lasts_one(
+    ticks_a_second: int, count: int, tmp_path: Path
+) -> None:
+    """Pictures of 50 or 100 nanoseconds in all: a video of one range and one sample."""
+
+    def momentary(_number: int, packet: Packet) -> Packet:
+        packet.duration = 0
+        return packet
+
+    path = os.fspath(
+        encode(
+            tmp_path / "moment.mp4",
+            frames(count),
+            codec="mjpeg",
+            pixel_format="yuvj420p",
+            rate=ticks_a_second,
+            container_options={"video_track_timescale": str(ticks_a_second)},
+            change=momentary,
+        )
+    )
+    info, index = probe(path)
+    assert (info.duration_us, info.indexed_us, info.warnings) == (1, 1, ())
+    (task,) = plan(info, index, Sampling())
+    (sample,) = read_range(path, info, task, Sampling(), size=48, fit=Fit.CROP)
+    assert (sample.start_us, sample.end_us) == (0, 1)
 
 
 def test_the_facts_are_recorded(tmp_path: Path) -> None:

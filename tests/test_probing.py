@@ -14,12 +14,18 @@ from pathlib import Path
 
 import pytest
 from clips import make_clip
+from rows import info, ranges, spec
+from sqlalchemy import Engine, select
 
 import workers.footage.probe
 import workers.probing
 from scheduler.archive import find
 from scheduler.probing import probe_all
-from storage.records import ArchiveFile, Sampling
+from scheduler.submit import submit
+from storage import ledger
+from storage.database import reading
+from storage.records import ArchiveFile, Sampling, VideoState
+from storage.schema import job_videos
 from workers.probing import Asked, Probed, content_id, probe_and_plan
 
 MINUTE_US = 60_000_000
@@ -84,6 +90,30 @@ def test_a_fault_that_nobody_foresaw_rejects_the_file_alone(
     assert "IndexError: nobody foresaw this" in answer.reason
     assert "a.mp4" in caplog.text
     assert "Traceback" in caplog.text
+
+
+@pytest.mark.expects_error_log("unexpected")
+def test_a_plan_that_the_ledger_refuses_rejects_the_file_alone(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan that leaves time out rejects its video, and the files after it are planned."""
+    found = [
+        Probed(ArchiveFile(f"/{name}.mp4", 1, 1), name, info(10), tuple(ranges(seconds)))
+        for name, seconds in (("a", 9), ("b", 10))
+    ]
+    monkeypatch.setattr("scheduler.submit.probe_all", lambda *_asked, **_settings: found)
+    job = ledger.open_job(engine, spec(), files=())
+    files, stop = [one.file for one in found], threading.Event()
+    videos = submit(engine, job.id, Sampling(), files, task_seconds=60, processes=1, stop=stop)
+    states = [ledger.video_in_job(engine, job.id, video.video_id) for video in videos]
+    assert states == [VideoState.REJECTED, VideoState.RUNNING]
+    with reading(engine) as connection:
+        row = connection.execute(
+            select(job_videos.c.reason_kind, job_videos.c.reason).order_by(job_videos.c.video_id)
+        ).first()
+    assert row is not None
+    assert row.reason_kind == "unexpected"
+    assert "do not tile" in row.reason
 
 
 @pytest.mark.parametrize(

@@ -224,11 +224,12 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         source.sample_aspect_ratio,
         rotation,
     )
-    indexed_us = scaled_one(index.end_pts - index.first_pts, index.time_base * 1_000_000)
+    span_us = scaled_one(index.end_pts - index.first_pts, index.time_base * 1_000_000)
     span = int(index.pts.max()) - index.first_pts
     frame_rate = (len(index.pts) - 1) / (span * index.time_base) if span else None
     header_us = _header_us(source, index)
-    missing_us = _missing_us(source, index, indexed_us, header_us, frame_rate)
+    missing_us = _missing_us(source, index, span_us, header_us, frame_rate)
+    indexed_us = max(1, span_us)  # What lasts no time could not be divided into ranges.
     return VideoInfo(
         container=source.container,
         codec=source.codec,
@@ -250,7 +251,7 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         bit_depth=pixel_format.components[0].bits if pixel_format else 8,
         transfer=_TRANSFERS.get(frame.color_trc, "unknown") if frame else "unknown",
         warnings=(
-            *_warnings_of_time(indexed_us, header_us, missing_us, frame_rate),
+            *_warnings_of_time(span_us, header_us, missing_us, frame_rate),
             *_warnings_of_packets(source, index, frame),
             *(("mirrored by its metadata, and shown so",) if mirrored else ()),
         ),
