@@ -411,6 +411,51 @@ def test_interlaced_frames_are_deinterlaced(tmp_path: Path) -> None:
     assert abs(picture.mean() - 128) > 60
 
 
+_LAYOUTS = {
+    "yuv420p": ("u1", 8, ("y", "u", "v")),
+    "nv12": ("u1", 8, ("y", "uv")),
+    "uyvy422": ("u1", 8, ("uyvy",)),
+    "yuva444p10le": ("<u2", 10, ("y", "u", "v", "a")),
+    "yuv422p10be": (">u2", 10, ("y", "u", "v")),
+    "gray": ("u1", 8, ("y",)),
+    "gray10le": ("<u2", 10, ("y",)),
+}
+"""Layouts of pixels: type of a level, bits, and which levels follow one another in each plane."""
+
+
+@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize("full_range", [False, True, None])
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"),
+    [(1, 0.2126, 0.0722), (5, 0.299, 0.114), (9, 0.2627, 0.0593), (2, 0.299, 0.114)],
+)
+def test_interlaced_pictures_keep_their_colours(
+    layout: str, full_range: bool | None, matrix: int, red: float, blue: float
+) -> None:
+    """By ITU-T H.273, equations 38 to 40, with a tag or without, in layouts that the filter of
+    fields takes and in those that are converted for it."""
+    colour = (200, 30, 40)
+    kind, bits, planes = _LAYOUTS[layout]
+    grey = layout.startswith("gray")
+    luma = (red * colour[0] + (1 - red - blue) * colour[1] + blue * colour[2]) / 255
+    chroma = (colour[2] / 255 - luma) / (2 - 2 * blue), (colour[0] / 255 - luma) / (2 - 2 * red)
+    full = full_range or (full_range is None and grey)
+    top, scale = 2**bits - 1, 2 ** (bits - 8)
+    low, high, spread = (0, top, top) if full else (16 * scale, 235 * scale, 224 * scale)
+    levels = {"y": low + luma * (high - low), "a": top}
+    levels |= {name: 128 * scale + part * spread for name, part in zip("uv", chroma, strict=True)}
+    frame = VideoFrame(160, 96, layout)
+    for plane, names in zip(frame.planes, planes, strict=True):
+        row = np.array([round(levels[name]) for name in names], kind).tobytes()
+        plane.update(row * (plane.buffer_size // len(row)))
+    frame.colorspace, frame.pts = matrix, 0
+    tags = {None: ColorRange.UNSPECIFIED, False: ColorRange.MPEG, True: ColorRange.JPEG}
+    frame.color_range = tags[full_range]
+    renderer = Renderer(SIZE, Fit.SQUASH, pixel_aspect=Fraction(1), interlaced=True)
+    expected = (luma * 255,) * 3 if grey else colour
+    assert np.abs(renderer.picture(frame).astype(int) - expected).max() <= 3
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command")
 @pytest.mark.parametrize("codec", ["huffyuv", "ffvhuff"])
 @pytest.mark.parametrize("order", ["tt", "bb", "progressive", "0"])

@@ -115,6 +115,7 @@ class Renderer:
         av.error.FFmpegError for a frame that the scaler refuses.
         """
         transfer = frame.color_trc
+        limited_grey = _is_grey(frame) and frame.color_range == ColorRange.MPEG
         rotation, mirrored = self._orientation(frame)
         if frame.interlaced_frame or self._interlaced:
             frame = _deinterlaced(frame)
@@ -141,7 +142,7 @@ class Renderer:
             if high_range
             else scaled.astype(np.uint8, copy=False)
         )
-        if _is_grey(frame) and frame.color_range == ColorRange.MPEG:
+        if limited_grey:
             picture = _FULL_RANGE[picture]
         picture = np.rot90(picture, -rotation // 90)
         if mirrored:
@@ -215,7 +216,10 @@ def _deinterlaced(frame: VideoFrame) -> VideoFrame:
     source = graph.add_buffer(
         width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25)
     )
-    graph.link_nodes(source, graph.add("yadif", "mode=send_frame"), graph.add("buffersink"))
+    # A layout that the filter does not take is converted on the way. Whatever its colours are, they
+    # come out as they went in where both ends go by the same name, and here all do.
+    named = graph.add("setparams", "range=pc:colorspace=bt709")
+    graph.link_nodes(source, named, graph.add("yadif", "mode=send_frame"), graph.add("buffersink"))
     try:
         graph.configure()
         graph.vpush(frame)
@@ -223,8 +227,8 @@ def _deinterlaced(frame: VideoFrame) -> VideoFrame:
         woven = graph.vpull()
     except (av.error.FFmpegError, EOFError):
         return frame  # A pixel format that the filter does not know is shown as it is.
-    # Filters may drop what the scaler needs to know.
-    woven.colorspace, woven.color_range = frame.colorspace, frame.color_range
+    # Without a tag the other layout might stand for another range.
+    woven.colorspace, woven.color_range = frame.colorspace, _color_range(frame)
     return woven
 
 
