@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,6 +108,58 @@ def test_reading_takes_no_picture_more_than_decoding(large: Path, sampling: str)
     bare_mb, ours_mb = (float(line) for line in said.splitlines())
     assert bare_mb > 30
     assert ours_mb < bare_mb + 9
+
+
+BOUND = """
+import resource
+import sys
+
+from storage.records import Fit, Gap, Sampling
+from workers.footage import decode
+from workers.footage.plan import plan
+from workers.footage.probe import probe
+
+path, sampling = sys.argv[1], Sampling.parse("first@5")
+info, index = probe(path)
+(task,) = plan(info, index, sampling)
+before = resource.getrlimit(resource.RLIMIT_DATA)
+enough = decode.MAX_MEMORY_BYTES
+for most in (100 * 2**20, enough):
+    decode.MAX_MEMORY_BYTES = most
+    results = list(decode.read_range(path, info, task, sampling, size=48, fit=Fit.CROP))
+    assert results[-1].end_us == info.duration_us
+    print(*(f"{one.kind}: {one.detail}" for one in results if isinstance(one, Gap)), sep=", ")
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_pictures_that_take_too_much_memory_are_a_gap_that_says_so(large: Path) -> None:
+    """What does not fit is a gap, and the process reads on: the limit ends with the range."""
+    settings = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    said = subprocess.check_output(
+        [sys.executable, "-c", BOUND, os.fspath(large)], text=True, env=settings
+    )
+    assert said.splitlines() == ["damaged: decoding it takes more memory than a file may", ""]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_limit_of_memory_ends_with_the_last_range(tmp_path: Path) -> None:
+    """Ranges that are read side by side, and closed early in any order, leave no limit behind."""
+    path = os.fspath(encode(tmp_path / "film.mp4", frames(60), options=x264()))
+    info, index = probe(path)
+    (task,) = plan(info, index, EVERY_FRAME)
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    first, second = (
+        read_range(path, info, task, EVERY_FRAME, size=48, fit=Fit.CROP) for _ in range(2)
+    )
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
+    next(first)
+    next(second)
+    first.close()
+    assert resource.getrlimit(resource.RLIMIT_DATA) != before
+    second.close()
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 HELD = """

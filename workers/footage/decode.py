@@ -7,12 +7,13 @@ import math
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 
 import av.error
+import numpy as np
 from av.video.frame import VideoFrame
 
 from storage.records import (
@@ -27,6 +28,7 @@ from storage.records import (
 )
 from workers.footage.decoder import Decoder
 from workers.footage.index import Slots
+from workers.footage.memory import bounded_memory
 from workers.footage.picture import Picture, Renderer
 from workers.footage.sample import Grid, Slot, scaled_one
 from workers.footage.source import FootageError, Rejected, Source
@@ -37,6 +39,13 @@ __all__ = ["DecodedSample", "FootageError", "read_range"]
 
 STALL_S = 60.0
 """Seconds without any progress after which a range ends with a gap."""
+
+MAX_MEMORY_BYTES = 3 * 2**30
+"""Memory that decoding a range may take beyond what its process has. Two decoders of pictures of
+8192 x 4320 at 10 bits fit, as where a damaged place is tried again, and the threads that send."""
+
+_PIXEL_BYTES = 8
+"""Of the largest pictures that decoders give: four components of 16 bits."""
 
 _SETTLED_BEHIND = 24
 """Samples that wait behind a missing one at most; no codec reorders over more frames."""
@@ -74,13 +83,14 @@ def read_range(
     """The samples of a range in order, and gaps for what does not decode.
 
     Their intervals tile [frame_range.start_us, frame_range.end_us) exactly. Decoding that makes no
-    progress for `stall_s` seconds ends with a gap. Raises FootageError, with one line of text,
-    where the file vanished, changed or cannot be read. The file is closed when the iterator is
-    exhausted, closed or fails.
+    progress for `stall_s` seconds, or takes more than MAX_MEMORY_BYTES, ends with a gap. Raises
+    FootageError, with one line of text, where the file vanished, changed or cannot be read. The
+    file is closed, and the memory of the process no longer limited, when the iterator is exhausted,
+    closed or fails.
     """
     reader = _Reader(path, info, frame_range, sampling, size, fit)
     reached_us = frame_range.start_us
-    with closing(watched(reader.read, stall_s)) as results:
+    with bounded_memory(MAX_MEMORY_BYTES), closing(watched(reader.read, stall_s)) as results:
         try:
             for result in results:
                 reached_us = result.end_us
@@ -108,6 +118,16 @@ class _Reader:
         self._waiting: DecodedSample | None = None
 
     def read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
+        reached_us = self.range.start_us
+        with suppress(MemoryError):
+            for result in self._read(beat):
+                reached_us = result.end_us
+                yield result
+            return
+        detail = "decoding it takes more memory than a file may"
+        yield Gap(reached_us, self.range.end_us, GapKind.DAMAGED, detail)
+
+    def _read(self, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         with _opened(self.path, self.info, beat) as source:
             self._renderer = Renderer(
                 self.size,
@@ -116,7 +136,8 @@ class _Reader:
                 interlaced=source.interlaced,
             )
             if self.range.buckets and not self.range.pts:
-                yield from self._counted(Decoder(source, beat, lambda *taken: taken))
+                decoder = Decoder(source, _stepping(source, beat), lambda *taken: taken)
+                yield from self._counted(decoder)
             else:
                 yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
@@ -131,7 +152,7 @@ class _Reader:
             return
         slots = self._grid.slots(self.range, self._end_us)
         found = _Found(self.range, self._grid, self._render)
-        decoder = Decoder(source, beat, found.take, fields=self.info.interlaced)
+        decoder = Decoder(source, _stepping(source, beat), found.take, fields=self.info.interlaced)
         keyframes = self.sampling.mode is SamplingMode.KEYFRAMES
         for taken in decoder.wanted(
             wanted, self.range.seek_pts, splittable=splittable, keyframes=keyframes
@@ -163,7 +184,8 @@ class _Reader:
         """Decode once more what did not come: from further back, and every picture."""
         with _opened(self.path, self.info, beat) as source:
             take = partial(found.take, out_of_order=True)
-            for taken in Decoder(source, beat, take).again(lost[0]):
+            decoder = Decoder(source, _stepping(source, beat), take)
+            for taken in decoder.again(lost[0]):
                 found.add(taken, out_of_order=True)
                 if taken.pts is not None and taken.pts > lost[-1]:
                     return
@@ -172,6 +194,8 @@ class _Reader:
         self._renderer.pixel_aspect = pixel_aspect
         try:
             return self._renderer.picture(frame)
+        except MemoryError:
+            raise
         except (av.error.FFmpegError, ValueError):
             return None
 
@@ -379,6 +403,18 @@ def _opened(path: str, info: VideoInfo, beat: Callable[[], None]) -> Source:
             f"{info.codec} in {info.container} was probed; the file changed, run or submit it again"
         )
     return source
+
+
+def _stepping(source: Source, beat: Callable[[], None]) -> Callable[[], None]:
+    """`beat`, and MemoryError where no other picture fits. A decoder says then no more than that a
+    packet does not decode, as if it were damaged."""
+
+    def step() -> None:
+        beat()
+        context = source.stream.codec_context
+        np.empty(context.width * context.height * _PIXEL_BYTES, np.uint8)
+
+    return step
 
 
 def _unread(source: Source) -> GapKind:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 
 import av.error
 import numpy as np
@@ -20,6 +17,7 @@ from av.video.frame import VideoFrame
 from storage.records import VideoInfo, shown_path
 from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, may_hide
+from workers.footage.memory import bounded_memory
 from workers.footage.picture import orientation, upright_size
 from workers.footage.riff import empty_slots
 from workers.footage.sample import scaled_one
@@ -78,7 +76,7 @@ def probe(path: str, beat: Callable[[], None] = lambda: None) -> tuple[VideoInfo
     """
     name = shown_path(os.fsencode(path))
     try:
-        with _bounded_memory():
+        with bounded_memory(MAX_MEMORY_BYTES):
             return _probed(path, name, beat)
     except MemoryError as error:
         raise rejection(path, error) from error
@@ -146,28 +144,6 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
 def _too_many_packets(name: str) -> Rejected:
     text = f"{name}: more than {MAX_PACKETS} packets; cut the file into parts"
     return Rejected(RejectKind.TOO_LARGE, text)
-
-
-_LIMITS = resource.getrlimit(resource.RLIMIT_DATA)
-
-
-@contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """Lets this process take MAX_MEMORY_BYTES more and then fail to allocate. Linux alone counts
-    what libraries map; elsewhere nothing is limited."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        yield
-        return
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    limit = int(fields["VmData"].split()[0]) * 1024 + MAX_MEMORY_BYTES
-    soft, hard = _LIMITS
-    if soft == resource.RLIM_INFINITY or limit < soft:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, _LIMITS)
 
 
 @dataclass
