@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import resource
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -425,6 +426,36 @@ def test_what_lasts_less_than_a_microsecond_lasts_one(
     (task,) = plan(info, index, Sampling())
     (sample,) = read_range(path, info, task, Sampling(), size=48, fit=Fit.CROP)
     assert (sample.start_us, sample.end_us) == (0, 1)
+
+
+@pytest.mark.parametrize("years", [99, 101, 1_000_000])
+def test_timestamps_more_than_a_century_apart_are_refused(years: int, tmp_path: Path) -> None:
+    """No video lasts a hundred years; what lasts a little less is planned like any other."""
+    path = encode(
+        tmp_path / "far.nut",
+        frames(2),
+        codec="mjpeg",
+        pixel_format="yuvj420p",
+        rate=1,
+        pts=lambda number: number * years * 31_556_952,
+    )
+    if years > 100:
+        rejected = refused(path)
+        assert rejected.kind == RejectKind.TOO_LARGE
+        assert "more than a hundred years apart; convert it" in str(rejected)
+        return
+    info, index = probe(os.fspath(path))
+    assert plan(info, index, Sampling())[-1].end_us == info.duration_us
+
+
+def test_a_header_that_promises_centuries_is_not_believed(tmp_path: Path) -> None:
+    """The packets tell how long a video is, and no gap of ages follows it."""
+    path = encode(tmp_path / "film.flv", frames(60), options=x264())
+    data, name = path.read_bytes(), b"duration\0"
+    at = data.index(name) + len(name)
+    path.write_bytes(data[:at] + struct.pack(">d", 1e12) + data[at + 8 :])
+    info, _index = probe(os.fspath(path))
+    assert (info.duration_us, info.header_us) == (2_000_000, None)
 
 
 def test_the_facts_are_recorded(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ _TRUNCATED_US = 250_000
 _REST_BYTES, _REST_SHARE = 2**18, 10
 """What may lie behind the pictures, in bytes and as a part of the file: indexes, tags, the end of
 the sound."""
+_LONGEST_US = 100 * 31_556_952_000_000
+"""A century: a video that lasts longer, or a header that says so, is damaged."""
 _JUMP_US = 10_000_000
 """A pause between two frames from which on a person should know of it."""
 
@@ -204,7 +206,15 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
     span = int(index.pts.max()) - index.first_pts
     frame_rate = (len(index.pts) - 1) / (span * index.time_base) if span else None
     header_us = _header_us(source, index)
+    if header_us is not None and header_us > _LONGEST_US:
+        header_us = None
     missing_us = _missing_us(source, index, span_us, header_us, frame_rate)
+    if span_us + missing_us > _LONGEST_US:
+        raise Rejected(
+            RejectKind.TOO_LARGE,
+            f"{shown_path(os.fsencode(source.path))}: its timestamps are more than a hundred years "
+            "apart; convert it, so that they are written anew",
+        )
     indexed_us = max(1, span_us)  # What lasts no time could not be divided into ranges.
     return VideoInfo(
         container=source.container,
