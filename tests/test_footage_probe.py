@@ -357,12 +357,14 @@ PEAK_MB = """
 import sys
 from pathlib import Path
 from workers.footage.probe import Rejected, probe
+found = "a-video"
 try:
     probe(sys.argv[1])
 except Rejected as rejected:
-    # Of the program alone: what getrusage tells begins with the peak of whoever started it.
-    peak_kb = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
-    print(rejected.kind, int(peak_kb) // 1024)
+    found = rejected.kind
+# Of the program alone: what getrusage tells begins with the peak of whoever started it.
+peak_kb = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+print(found, int(peak_kb) // 1024)
 """
 
 
@@ -381,6 +383,33 @@ def test_tables_that_announce_what_is_not_there_take_no_memory(
     found, peak_mb = subprocess.check_output(command, text=True).split()
     assert found == kind
     assert int(peak_mb) < 2300
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_an_enormous_cover_is_not_decoded(tmp_path: Path) -> None:
+    """A picture beside the video that would take 144 MB, in a file of 100 KB, takes none."""
+    cover = io.BytesIO()
+    Image.new("L", (12_000, 12_000)).save(cover, "PNG")
+    film, path = tmp_path / "film.mkv", tmp_path / "covered.mov"
+    encode(film, frames(30), options=x264())
+    with av.open(str(film)) as given, av.open(str(path), "w") as container:
+        video = container.add_stream_from_template(given.streams.video[0])
+        video.disposition = av.stream.Disposition.default
+        still = container.add_stream("png", rate=1)
+        still.width, still.height, still.pix_fmt = 160, 96, "gray"
+        container.start_encoding()
+        picture = Packet(cover.getvalue())
+        picture.stream, picture.time_base, picture.pts, picture.dts = still, Fraction(1), 0, 0
+        container.mux(picture)
+        for packet in given.demux(given.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = video
+                container.mux(packet)
+    assert path.stat().st_size < 500_000
+    command = [sys.executable, "-c", PEAK_MB, os.fspath(path)]
+    found, peak_mb = subprocess.check_output(command, text=True).split()
+    assert found == "a-video"
+    assert int(peak_mb) < 130
 
 
 def test_memory_that_runs_out_is_a_refusal_and_the_limit_ends_with_the_probe(

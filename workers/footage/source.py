@@ -222,6 +222,8 @@ class Source:
             self._skimmed or f"file:{self.path}",
             "r",
             container_options=options,
+            # FFmpeg decodes a picture of a stream whose tables say too little, be it a cover.
+            options={"max_pixels": str(MAX_PIXELS)},
             metadata_errors="replace",
             timeout=(_OPEN_TIMEOUT_S, _READ_TIMEOUT_S),
             buffer_size=BUFFER_BYTES,
