@@ -19,6 +19,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from footage_files import Picture, encode, frames, patch, replaced, x264
 from PIL import Image
 
+from nightreel.reports.frames import Upright
 from storage.records import Fit, Sampling, SamplingMode, VideoInfo
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.picture import Renderer, encode_jpeg, load_picture, tiles, tone_mapped
@@ -377,6 +378,29 @@ def test_high_dynamic_range_is_tone_mapped(
     info, picture = first_picture(path)
     assert (info.bit_depth, info.transfer) == (10, name)
     assert np.abs(picture.astype(int) - level).max() <= 4
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+@pytest.mark.parametrize("height", [96, 720])
+@pytest.mark.parametrize("interlaced", [False, True])
+def test_untagged_high_dynamic_range_is_bt2020(
+    transfer: int, height: int, interlaced: bool
+) -> None:
+    """PQ and HLG without a matrix are shown as with BT.2020's, however high; one that is tagged
+    stays."""
+    shown = {}
+    for matrix in (_UNTAGGED, 9, 1):
+        picture = patch((130, 90, 100), 160, height)
+        frame = yuv(picture, "yuv444p10le", Colorspace.BT2020)
+        frame.colorspace, frame.color_trc, frame.pts = matrix, transfer, 0
+        for renderer in (
+            Renderer(SIZE, Fit.SQUASH, pixel_aspect=Fraction(1), interlaced=interlaced),
+            Upright(SIZE, SIZE),
+        ):
+            shown[matrix, type(renderer)] = renderer.picture(frame)
+    for kind in (Renderer, Upright):
+        assert np.array_equal(shown[_UNTAGGED, kind], shown[9, kind])
+        assert not np.array_equal(shown[_UNTAGGED, kind], shown[1, kind])
 
 
 def test_tone_mapping_keeps_the_order_of_brightness() -> None:

@@ -11,18 +11,16 @@ import numpy as np
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from storage.records import VideoInfo
 from workers.footage.index import Slots, Unwrapper, lacks_times
-from workers.footage.picture import Picture, orientation, tone_mapped
+from workers.footage.picture import Picture, colorspace_of, orientation, tone_mapped
 from workers.footage.source import Source
 
 MICROSECONDS = 1_000_000
 _PQ_HLG = (16, 18)
 """ITU-T H.273 table 3: transfer characteristics of high dynamic range."""
-_BT709, _BT2020 = 1, 9
-_HD_HEIGHT = 720
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,15 +147,6 @@ class Upright:
         )
         picture = np.rot90(picture, -rotation // 90)
         return np.ascontiguousarray(picture[:, ::-1] if mirrored else picture)
-
-
-def colorspace_of(frame: VideoFrame) -> Colorspace:
-    """The frame's matrix by its tag, else by its height as players guess it."""
-    if frame.colorspace == _BT2020:
-        return Colorspace.BT2020
-    tagged = {_BT709: Colorspace.ITU709, 5: Colorspace.ITU601, 6: Colorspace.ITU601}
-    guess = Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
-    return tagged.get(frame.colorspace, guess)
 
 
 def even_size(info: VideoInfo, scale: Fraction) -> tuple[int, int]:

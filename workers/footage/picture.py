@@ -114,7 +114,7 @@ class Renderer:
         With the fit `tiles` only the shorter side is `size`, and `tiles` cuts the squares. Raises
         av.error.FFmpegError for a frame that the scaler refuses.
         """
-        transfer = frame.color_trc
+        transfer, colorspace = frame.color_trc, colorspace_of(frame)
         limited_grey = _is_grey(frame) and frame.color_range == ColorRange.MPEG
         rotation, mirrored = self._orientation(frame)
         if frame.interlaced_frame or self._interlaced:
@@ -122,9 +122,6 @@ class Renderer:
         shown = max(1, round(frame.width * self.pixel_aspect))
         width, height = _scaled_size(shown, frame.height, self._size, self._fit)
         high_range = transfer in (_PQ, _HLG)
-        colorspace = _COLORSPACES.get(frame.colorspace) or (
-            Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
-        )
         scaled = self._scaler.reformat(
             frame,
             width,
@@ -150,6 +147,17 @@ class Renderer:
         if self._fit is Fit.TILES:
             return np.ascontiguousarray(picture)
         return _fitted(picture, self._size)
+
+
+def colorspace_of(frame: VideoFrame) -> Colorspace:
+    """The frame's matrix by its tag; without one, that of high dynamic range where it has that, and
+    else by its height as players guess it."""
+    tagged = _COLORSPACES.get(frame.colorspace)
+    if tagged is not None:
+        return tagged
+    if frame.color_trc in (_PQ, _HLG):
+        return Colorspace.BT2020
+    return Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
 
 
 def _color_range(frame: VideoFrame) -> ColorRange:
