@@ -33,13 +33,14 @@ def no_garbage_collector() -> Iterator[None]:
 @pytest.mark.parametrize("sampling", [Sampling(), EVERY_FRAME], ids=str)
 @pytest.mark.usefixtures("no_garbage_collector")
 def test_no_frame_waits_for_the_garbage_collector(sampling: Sampling, tmp_path: Path) -> None:
-    """A file that is probed and read to its end leaves no frame behind, turned or not."""
-    for clockwise in (0, 90):
+    """A file that is probed and read to its end leaves no frame behind, turned or not, and of
+    colours that the scaler does not know."""
+    for clockwise, matrix in ((0, "bt709"), (90, "bt709"), (90, "YCgCo")):
         path = os.fspath(
             encode(
-                tmp_path / f"{clockwise}.mp4",
+                tmp_path / f"{clockwise}{matrix}.mp4",
                 frames(60),
-                options=x264(),
+                options=x264(extra=f"colormatrix={matrix}"),
                 configure=lambda stream, turn=-clockwise: stream.set_display_rotation(turn),
             )
         )

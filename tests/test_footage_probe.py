@@ -487,6 +487,20 @@ def test_a_header_that_promises_centuries_is_not_believed(tmp_path: Path) -> Non
     assert (info.duration_us, info.header_us) == (2_000_000, None)
 
 
+@pytest.mark.parametrize(
+    ("matrix", "warned"),
+    [("YCgCo", "YCgCo"), ("ICtCp", "ICtCp"), ("bt2020c", "constant luminance"), ("bt709", None)],
+)
+def test_colours_that_are_not_converted_are_warned_of(
+    matrix: str, warned: str | None, tmp_path: Path
+) -> None:
+    """A matrix that the scaler does not know is named, with what to do about it."""
+    path = encode(tmp_path / "film.mp4", frames(30), options=x264(extra=f"colormatrix={matrix}"))
+    warnings = probe(os.fspath(path))[0].warnings
+    assert len(warnings) == (warned is not None)
+    assert all(str(warned) in one and "convert it to BT.709" in one for one in warnings)
+
+
 def test_the_facts_are_recorded(tmp_path: Path) -> None:
     """Size, rate, counts and times come from the packets and the first picture."""
     path = HARD_FILES["b_frames.mp4"](tmp_path / "facts.mp4")

@@ -70,7 +70,9 @@ def orientation(frame: VideoFrame) -> tuple[int, bool]:
     # Side data that were looked at make a frame part of a reference cycle, which keeps its
     # megabytes until the garbage collector comes by; a small copy has the same side data.
     with suppress(av.error.FFmpegError):
-        frame = frame.reformat(_GLANCE, _GLANCE, "gray", threads=1)
+        # Of whatever matrix it is: the scaler refuses those that it does not know.
+        matrix = Colorspace.ITU709
+        frame = frame.reformat(_GLANCE, _GLANCE, "gray", src_colorspace=matrix, threads=1)
     side_data = cast(Mapping[Type, Buffer], frame.side_data)
     if Type.DISPLAYMATRIX not in side_data:
         return 0, False

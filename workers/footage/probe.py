@@ -66,6 +66,18 @@ _TRANSFERS = {
     18: "arib-std-b67",
 }
 """ITU-T H.273 table 3, by the names FFmpeg prints."""
+_FOREIGN_MATRICES = {
+    8: "YCgCo",
+    10: "BT.2020 of constant luminance",
+    11: "SMPTE ST 2085",
+    12: "a matrix of its primaries",
+    13: "a matrix of its primaries, of constant luminance",
+    14: "ICtCp",
+    15: "IPT-C2",
+    16: "YCgCo-Re",
+    17: "YCgCo-Ro",
+}
+"""ITU-T H.273 table 4: those that no scaler of FFmpeg converts."""
 
 
 def probe(path: str, beat: Callable[[], None] = lambda: None) -> tuple[VideoInfo, Index]:
@@ -239,10 +251,16 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
         warnings=(
             *_warnings_of_time(span_us, header_us, missing_us, frame_rate),
             *_warnings_of_packets(source, index, frame),
+            *_warnings_of_colours(frame),
             *(("mirrored by its metadata, and shown so",) if mirrored else ()),
         ),
         created=source.created,
     )
+
+
+def _warnings_of_colours(frame: VideoFrame | None) -> Iterator[str]:
+    if frame and (foreign := _FOREIGN_MATRICES.get(frame.colorspace)):
+        yield f"its colours are coded by {foreign} and shown wrong; convert it to BT.709"
 
 
 def _header_us(source: Source, index: Index) -> int | None:
