@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 from av.packet import Packet
-from footage_files import HARD_FILES, announcing, edited, encode, frames, x264
+from footage_files import HARD_FILES, announcing, edited, encode, frames, scenery, x264
 from PIL import Image
 
 from storage.records import Fit, Sampling, SamplingMode
@@ -534,24 +534,70 @@ def test_the_reason_for_reading_in_one_piece_is_told(
     assert len(index.cut_points()) == 0
 
 
-def test_a_lost_keyframe_table_is_no_invitation_to_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        ("mkv", "libx264", x264()),
+        ("avi", "mpeg2video", {"g": "30", "bf": "0"}),
+        ("webm", "libvpx", {"g": "30", "deadline": "realtime", "cpu-used": "8"}),
+        ("avi", "msmpeg4v2", {"g": "30"}),
+        ("avi", "msmpeg4", {"g": "30"}),
+        ("avi", "wmv1", {"g": "30"}),
+        ("avi", "wmv2", {"g": "30"}),
+        ("avi", "h263", {"g": "30"}),
+        ("avi", "h263p", {"g": "30"}),
+        ("avi", "ffv1", {"g": "30"}),
+        ("avi", "h261", {"g": "30"}),
+        ("avi", "flv1", {"g": "30"}),
+        ("mov", "svq1", {"g": "30"}),
+        ("avi", "zmbv", {"g": "30"}),
+    ],
+)
+def test_a_lost_keyframe_table_is_no_invitation_to_cut(
+    suffix: str, codec: str, options: dict[str, str], tmp_path: Path
+) -> None:
     """A file that marks all packets as keyframes is cut at true keyframes, or not at all."""
 
     def mark(_number: int, packet: av.Packet) -> av.Packet:
         packet.is_keyframe = True
         return packet
 
-    for name, codec, options in (
-        ("marked.mkv", "libx264", x264()),
-        ("marked.avi", "mpeg2video", {"g": "30", "bf": "0"}),
-        ("marked.webm", "libvpx", {"g": "30", "deadline": "realtime", "cpu-used": "8"}),
-    ):
-        path = encode(tmp_path / name, frames(90), codec=codec, options=options, change=mark)
-        info, index = probe(os.fspath(path))
-        if info.sequential_reason is None:
-            assert index.keyframe.sum() <= 4
-        else:
-            assert "not intra" in info.sequential_reason
+    formats = {"svq1": "yuv410p", "zmbv": "bgr0"}
+    path = encode(
+        tmp_path / f"marked.{suffix}",
+        [scenery(number, 176, 144) for number in range(90)],
+        codec=codec,
+        pixel_format=formats.get(codec, "yuv420p"),
+        options=options,
+        change=mark,
+    )
+    info, index = probe(os.fspath(path))
+    if info.sequential_reason is None:
+        assert index.keyframe.sum() <= 4
+    else:
+        assert "not intra" in info.sequential_reason or "too many" in info.sequential_reason
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixel_format", "options"),
+    [
+        ("mkv", "libx264", "yuv420p", x264(gop=1)),
+        ("mkv", "ffv1", "yuv420p", {"g": "1"}),
+        ("mkv", "vc2", "yuv420p", {"strict": "-1", "b": "20000000"}),
+        ("avi", "mjpeg", "yuvj420p", {}),
+        ("avi", "wmv2", "yuv420p", {"g": "1"}),
+        ("mov", "png", "rgb24", {}),
+        ("mov", "cfhd", "yuv422p10le", {}),
+    ],
+)
+def test_a_file_of_nothing_but_intra_pictures_is_cut(
+    suffix: str, codec: str, pixel_format: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    """What archives and cutting rooms have marks all frames as keyframes too, and rightly so."""
+    path = tmp_path / f"intra.{suffix}"
+    encode(path, frames(90), codec=codec, pixel_format=pixel_format, options=options)
+    info, index = probe(os.fspath(path))
+    assert (info.sequential_reason, len(index.cut_points())) == (None, 90)
 
 
 def test_an_edit_list_hides_its_packets(tmp_path: Path) -> None:

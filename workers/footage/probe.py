@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
 from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
-from workers.footage.intra import HEAD_BYTES, may_hide
+from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
 from workers.footage.picture import orientation, upright_size
 from workers.footage.riff import empty_slots
@@ -132,6 +132,8 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
             raise
         except FootageError as error:
             raise Rejected(RejectKind.UNREADABLE, str(error)) from error
+        if index.sequential_reason is None:
+            index = replace(index, sequential_reason=_doubt(source, index))
         if len(index.pts) == 0:
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
@@ -153,6 +155,14 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         return replace(
             info, warnings=(*info.warnings, *_warnings_of_the_rest(source, peek.end))
         ), index
+
+
+def _doubt(source: Source, index: Index) -> str | None:
+    """Why what the index says of a file's keyframes is not believed."""
+    intra_only = source.stream.codec_context.codec.intra_only
+    if marks_everything(source.codec, index.keyframe, intra_only=intra_only):
+        return "too many frames are marked as keyframes (a lost keyframe table)"
+    return None
 
 
 def _too_many_packets(name: str) -> Rejected:
