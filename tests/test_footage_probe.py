@@ -24,6 +24,7 @@ from workers.footage.index import Unwrapper
 from workers.footage.plan import plan
 from workers.footage.probe import Rejected, probe
 from workers.footage.source import RejectKind, Source, rejection
+from workers.footage.trial import Landmarks
 
 
 def refused(path: str | Path) -> Rejected:
@@ -576,6 +577,38 @@ def test_a_lost_keyframe_table_is_no_invitation_to_cut(
         assert index.keyframe.sum() <= 4
     else:
         assert "not intra" in info.sequential_reason or "too many" in info.sequential_reason
+
+
+@pytest.mark.parametrize(("cut", "goes_on"), [(0.6, 1), (0.5, 0.55), (0.5, 0.75)])
+def test_an_index_that_leads_astray_is_not_followed(
+    cut: float, goes_on: float, tmp_path: Path
+) -> None:
+    """An MXF whose end, and with it the index, is gone, or that lacks a part of its middle, is read
+    in one piece: after a seek other pictures would come with the timestamps sought."""
+    options = {"g": "12", "bf": "2", "qscale": "5"}
+    path = tmp_path / "film.mxf"
+    encode(path, frames(250), codec="mpeg2video", rate=25, options=options)
+    info, index = probe(os.fspath(path))
+    assert (info.sequential_reason, len(index.cut_points())) == (None, 21)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * cut)] + data[int(len(data) * goes_on) :])
+    info, index = probe(os.fspath(path))
+    assert "seeking leads to other frames" in (info.sequential_reason or "")
+    assert len(index.cut_points()) == 0
+
+
+def test_seeks_that_fail_are_not_relied_on(tmp_path: Path) -> None:
+    """A trial of seeking in a file that cannot be read any more finds nothing, and is no error."""
+    path = HARD_FILES["open_gop.mkv"](tmp_path / "film.mkv")
+    landmarks = Landmarks()
+    with Source(os.fspath(path)) as source:
+        passed = list(landmarks.passing(source.packets(), source.stream.index))
+    assert len(passed) == 240
+    assert landmarks.are_found(os.fspath(path), 0, lambda: None)
+    os.truncate(path, path.stat().st_size // 3)
+    assert not landmarks.are_found(os.fspath(path), 0, lambda: None)
+    path.unlink()
+    assert not landmarks.are_found(os.fspath(path), 0, lambda: None)
 
 
 @pytest.mark.parametrize(

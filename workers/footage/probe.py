@@ -23,6 +23,7 @@ from workers.footage.riff import empty_slots
 from workers.footage.sample import scaled_one
 from workers.footage.skim import lacks_tables
 from workers.footage.source import FootageError, Rejected, RejectKind, Source, rejection
+from workers.footage.trial import Landmarks
 
 __all__ = ["FootageError", "RejectKind", "Rejected", "probe"]
 
@@ -107,6 +108,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         if source.header_frames > MAX_PACKETS:
             raise _too_many_packets(name)
         peek = _Peek(source, beat)
+        landmarks = Landmarks()
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
         packets = itertools.chain(
@@ -115,7 +117,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         )
         try:
             index = read_index(
-                peek.passing(packets),
+                landmarks.passing(peek.passing(packets), stream.index),
                 stream_index=stream.index,
                 container=source.container,
                 codec=source.codec,
@@ -133,7 +135,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         except FootageError as error:
             raise Rejected(RejectKind.UNREADABLE, str(error)) from error
         if index.sequential_reason is None:
-            index = replace(index, sequential_reason=_doubt(source, index))
+            index = replace(index, sequential_reason=_doubt(source, index, landmarks, beat))
         if len(index.pts) == 0:
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
@@ -157,11 +159,16 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         ), index
 
 
-def _doubt(source: Source, index: Index) -> str | None:
-    """Why what the index says of a file's keyframes is not believed."""
+def _doubt(
+    source: Source, index: Index, landmarks: Landmarks, beat: Callable[[], None]
+) -> str | None:
+    """Why a file that its index would allow to cut is read in one piece all the same."""
     intra_only = source.stream.codec_context.codec.intra_only
     if marks_everything(source.codec, index.keyframe, intra_only=intra_only):
         return "too many frames are marked as keyframes (a lost keyframe table)"
+    # Where packets were skimmed the same tables that told of them lead the seeks.
+    if not source.skims and not landmarks.are_found(source.path, source.stream.index, beat):
+        return "seeking leads to other frames (a damaged or missing index)"
     return None
 
 

@@ -11,7 +11,7 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from enum import StrEnum
 from fractions import Fraction
 from io import FileIO
@@ -393,7 +393,7 @@ class Source:
 
     def packets(
         self, *, every_stream: bool = False, lost: bool = False
-    ) -> Iterator[Packet[Stream]]:
+    ) -> Generator[Packet[Stream]]:
         """The stream's packets (or those of all streams) from here to the end of the file; damaged
         reads are passed over. `lost`: those too that only the tables hold, but for a long row of
         them at the end. Raises FootageError where the storage fails.
