@@ -174,6 +174,50 @@ def test_every_error_of_the_system_becomes_a_refusal() -> None:
         assert str(rejection("/a\nb.mp4", error)).isprintable()
 
 
+def test_only_the_system_speaks_of_permissions() -> None:
+    """What FFmpeg's demuxers mean by -1 is damage; other errors of the name are what they say."""
+    for error, kind in {
+        PermissionError(1, "not permitted"): RejectKind.NO_PERMISSION,
+        av.error.PermissionError(13, "denied"): RejectKind.NO_PERMISSION,
+        av.error.PermissionError(1, "not permitted"): RejectKind.NOT_A_VIDEO,
+    }.items():
+        assert rejection("/a.gxf", error).kind == kind
+
+
+def test_a_demuxer_that_understands_the_end_not_refuses_no_file(tmp_path: Path) -> None:
+    """A GXF of motion JPEG, at the end of which FFmpeg answers EPERM, gives all its frames."""
+    pictures = [scenery(number, 720, 576) for number in range(10)]
+    path = tmp_path / "tape.gxf"
+    encode(path, pictures, codec="mjpeg", pixel_format="yuvj420p", rate=25)
+    with av.open(str(path)) as container, pytest.raises(av.error.PermissionError):
+        list(container.demux(video=0))
+    assert probe(os.fspath(path))[0].frame_count == 10
+
+
+def test_a_packet_of_absurd_size_ends_the_file_and_refuses_it_not(tmp_path: Path) -> None:
+    """An IVF with one damaged frame header: the frames before it are had, the rest is lacking."""
+    options = {"g": "30", "deadline": "realtime", "cpu-used": "8"}
+    path = encode(tmp_path / "film.ivf", frames(90), codec="libvpx", options=options)
+    data = bytearray(path.read_bytes())
+    at = 32
+    for _ in range(40):
+        at += 12 + int.from_bytes(data[at : at + 4], "little")
+    data[at : at + 4] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(data)
+    info, index = probe(os.fspath(path))
+    assert (info.frame_count, info.indexed_us // 10_000) == (40, 133)
+    assert (info.duration_us, info.header_us) == (3_000_000, 3_000_000)
+    assert any("1 damaged packets" in warning for warning in info.warnings)
+    sampling = Sampling(SamplingMode.EVERY_FRAME, None)
+    results = [
+        result
+        for task in plan(info, index, sampling)
+        for result in read_range(os.fspath(path), info, task, sampling, size=32, fit=Fit.SQUASH)
+    ]
+    assert sum(isinstance(result, DecodedSample) for result in results) == 40
+    assert results[-1].end_us == 3_000_000
+
+
 def test_sound_and_covers_are_no_video(tmp_path: Path) -> None:
     """A file with sound only, or with sound and a cover picture, is refused."""
     path = with_sound(tmp_path / "sound.m4a", seconds=2, pictures=0)

@@ -67,6 +67,9 @@ _LARGEST_FILE = 2**62
 """Offsets from here on are damage."""
 _MOST_LOST = 2**20
 """Lost packets at the end that are read one by one: after ten hours of them only the last count."""
+_CHAINED = frozenset(("ivf",))
+"""Containers in which only a packet's size tells where the next one is. They have no tables, so a
+read that lacks memory was told an absurd size, and what follows is not found."""
 _FAILED_READS = 16
 """Reads that fail in a row, after which the rest of the file counts as unreadable."""
 
@@ -105,7 +108,7 @@ def rejection(path: str, error: BaseException) -> Rejected:
     match error:
         case FileNotFoundError():
             kind, text = RejectKind.MISSING, "no such file; check the path"
-        case PermissionError():
+        case PermissionError() if not _is_nonsense(error):
             kind = RejectKind.NO_PERMISSION
             text = "no permission to read; grant read access to this user"
         case MemoryError():
@@ -114,7 +117,7 @@ def rejection(path: str, error: BaseException) -> Rejected:
                 "its tables or pictures take more memory than a file may; copy it with another "
                 "program, or cut it into parts"
             )
-        case av.error.InvalidDataError() | av.error.EOFError():
+        case av.error.InvalidDataError() | av.error.EOFError() | av.error.PermissionError():
             kind = RejectKind.NOT_A_VIDEO
             text = (
                 "no video container that can be read; the file is damaged, incomplete (a missing "
@@ -135,6 +138,14 @@ def rejection(path: str, error: BaseException) -> Rejected:
                 cause = os.strerror(number)
             text = f"cannot be read ({cause}); check the storage"
     return Rejected(kind, f"{shown_path(os.fsencode(path))}: {text}")
+
+
+def _is_nonsense(error: BaseException) -> bool:
+    """Whether FFmpeg does not understand what the file holds. Some demuxers then answer -1, which
+    reads as EPERM; that this user may read the file is known when they begin."""
+    if isinstance(error, av.error.PermissionError):
+        return error.errno == errno.EPERM
+    return isinstance(error, av.error.InvalidDataError)
 
 
 def _suitable_size(path: str) -> int:
@@ -421,10 +432,14 @@ class Source:
             except IndexError:
                 # PyAV ends by naming each stream, and trips over one that began in mid-file.
                 return
-            except av.error.InvalidDataError:
-                failures += 1
-                self.damaged_reads += 1
             except (av.error.FFmpegError, OSError) as error:
+                if _is_nonsense(error):
+                    failures += 1
+                    self.damaged_reads += 1
+                    continue
+                if isinstance(error, MemoryError) and self.container in _CHAINED:
+                    self.damaged_reads += 1
+                    return
                 late = isinstance(error, av.error.ExitError)
                 if late and packet is not None and self._only_zeros_follow(packet):
                     return
