@@ -270,6 +270,9 @@ HARD_FILES: dict[str, Callable[[Path], Path]] = {
     "motion_jpeg.avi": lambda path: encode(
         path, frames(90), codec="mjpeg", pixel_format="yuvj420p"
     ),
+    "motion_jpeg.mjpeg": lambda path: encode(
+        path, frames(90), codec="mjpeg", pixel_format="yuvj420p", rate=25
+    ),
     "mpeg4.mp4": lambda path: encode(path, frames(150), codec="mpeg4", options={"g": "25"}),
     "changed_headers.flv": lambda path: joined(path, *OTHER_HEADERS),
     "changed_headers.mp4": lambda path: remuxed(

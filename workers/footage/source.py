@@ -167,6 +167,14 @@ def _suitable_size(path: str) -> int:
     return state.st_size
 
 
+def _is_jpeg_in_a_row(path: str) -> bool:
+    """Whether a file is bare motion JPEG, which FFmpeg takes for a series of picture files."""
+    if not path.lower().endswith((".mjpeg", ".mjpg")):
+        return False
+    with open(path, "rb") as file:
+        return file.read(3) == b"\xff\xd8\xff"
+
+
 class Source:
     """An open video file and its analysed stream. A context manager; `close` may be repeated."""
 
@@ -232,6 +240,7 @@ class Source:
             # The prefix keeps names such as `concat:a|b`, `-` and `http://...` names of files.
             self._skimmed or f"file:{self.path}",
             "r",
+            format="mjpeg" if _is_jpeg_in_a_row(self.path) else None,
             container_options=options,
             # FFmpeg decodes a picture of a stream whose tables say too little, be it a cover.
             options={"max_pixels": str(MAX_PIXELS)},
