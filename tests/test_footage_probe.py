@@ -19,11 +19,12 @@ from footage_files import HARD_FILES, announcing, edited, encode, frames, scener
 from PIL import Image
 
 from storage.records import Fit, Sampling, SamplingMode
+from workers.footage.clock import Unwrapper
 from workers.footage.decode import DecodedSample, read_range
-from workers.footage.index import Unwrapper
 from workers.footage.plan import plan
 from workers.footage.probe import Rejected, probe
-from workers.footage.source import RejectKind, Source, rejection
+from workers.footage.rejection import RejectKind, rejection
+from workers.footage.source import Source
 from workers.footage.trial import Landmarks
 
 

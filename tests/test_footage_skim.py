@@ -24,8 +24,9 @@ from footage_files import (
 
 from workers.footage.index import Index, read_index
 from workers.footage.probe import probe
+from workers.footage.rejection import Rejected, RejectKind
 from workers.footage.skim import SkimmedFile, media_extents
-from workers.footage.source import Rejected, RejectKind, Source
+from workers.footage.source import Source
 
 __all__ = ["variants"]
 

@@ -70,7 +70,7 @@ def annotate(  # noqa: PLR0917 - one parameter an option
     from nightreel.interrupts import terminated_as_interrupted
     from nightreel.progress import bar
     from nightreel.reports.annotate import annotate as drawn
-    from workers.footage.source import FootageError
+    from workers.footage.rejection import FootageError
 
     engine, job = job_asked(database_url, job_id)
     spare_originals(engine, output)
@@ -125,7 +125,7 @@ def sheet(video: str, output: Path, most: int, job_id: int | None, database_url:
     needs("matplotlib")
     from nightreel.reports.sheet import contact_sheet
     from storage.whole_files import whole
-    from workers.footage.source import FootageError
+    from workers.footage.rejection import FootageError
 
     if output.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         raise click.UsageError(f"{output}: name a file that ends with .jpg or .png.")

@@ -19,7 +19,7 @@ from av.stream import Stream
 from av.subtitles.stream import SubtitleStream
 
 from nightreel.reports.frames import Clock
-from workers.footage.index import Unwrapper
+from workers.footage.clock import Unwrapper
 
 _MP4_SOUND = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})
 _COPIED_SOUND = {

@@ -14,7 +14,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from storage.records import VideoInfo
-from workers.footage.index import Slots, Unwrapper, lacks_times
+from workers.footage.clock import Slots, Unwrapper, lacks_times
 from workers.footage.picture import Picture, colorspace_of, orientation, tone_mapped
 from workers.footage.source import Source
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -26,12 +25,14 @@ from storage.records import (
     VideoInfo,
     shown_path,
 )
+from workers.footage.clock import Slots
 from workers.footage.decoder import Decoder
-from workers.footage.index import Slots
+from workers.footage.found import Found, Taken
 from workers.footage.memory import bounded_memory
 from workers.footage.picture import Picture, Renderer
+from workers.footage.rejection import FootageError, Rejected
 from workers.footage.sample import Grid, Slot, scaled_one
-from workers.footage.source import FootageError, Rejected, Source
+from workers.footage.source import Source
 from workers.footage.theora import stores_every_frame
 from workers.footage.watchdog import Stalled, watched
 
@@ -47,8 +48,6 @@ MAX_MEMORY_BYTES = 3 * 2**30
 _PIXEL_BYTES = 8
 """Of the largest pictures that decoders give: four components of 16 bits."""
 
-_SETTLED_BEHIND = 24
-"""Samples that wait behind a missing one at most; no codec reorders over more frames."""
 _DETAILS = {
     GapKind.TRUNCATED: "the container promises more than the file holds",
     GapKind.DAMAGED: "no frame of this time decodes undamaged",
@@ -151,7 +150,7 @@ class _Reader:
             yield Gap(self.range.start_us, self._end_us, GapKind.DAMAGED, "no frame to sample")
             return
         slots = self._grid.slots(self.range, self._end_us)
-        found = _Found(self.range, self._grid, self._render)
+        found = Found(self.range, self._grid, self._render)
         decoder = Decoder(source, _stepping(source, beat), found.take, fields=self.info.interlaced)
         keyframes = self.sampling.mode is SamplingMode.KEYFRAMES
         for taken in decoder.wanted(
@@ -180,7 +179,7 @@ class _Reader:
         for i, sample in found.ready():
             yield from self._placed(sample, i, slots[i], _unread(source))
 
-    def _retry(self, lost: Sequence[int], found: _Found, beat: Callable[[], None]) -> None:
+    def _retry(self, lost: Sequence[int], found: Found, beat: Callable[[], None]) -> None:
         """Decode once more what did not come: from further back, and every picture."""
         with _opened(self.path, self.info, beat) as source:
             take = partial(found.take, out_of_order=True)
@@ -201,7 +200,7 @@ class _Reader:
 
     def _placed(
         self,
-        taken: _Taken | None,
+        taken: Taken | None,
         position: int,
         slot: Slot,
         kind: GapKind,
@@ -231,7 +230,7 @@ class _Reader:
         return self._grid.rate is None and twin and bool(following) and slot.shown_us == slot.end_us
 
     def _answering(
-        self, taken: _Taken | None, position: int, slot: Slot, kind: GapKind
+        self, taken: Taken | None, position: int, slot: Slot, kind: GapKind
     ) -> DecodedSample | Gap:
         interval = slot.start_us, slot.shown_us
         if taken is None or taken.pts is None or taken.picture is None:
@@ -293,101 +292,6 @@ class _Reader:
             return bucket, scaled_one(bucket, 1_000_000 / self._grid.rate)
         every = self.sampling.mode is SamplingMode.EVERY_FRAME
         return (number if every else keyframes), t_us
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Taken:
-    """What is kept of a frame."""
-
-    pts: int | None
-    picture: Picture | None
-    """None where it was not asked for, or cannot be made."""
-
-
-class _Found:
-    """The wanted frames of a range by their position in the plan; handed out in order, once."""
-
-    def __init__(
-        self,
-        frame_range: FrameRange,
-        grid: Grid,
-        render: Callable[[VideoFrame, Fraction], Picture | None],
-    ) -> None:
-        self.samples: dict[int, _Taken | None] = {}
-        """What came and was not handed out yet; None stands for a sample that is lost."""
-        self._wanted = frame_range.pts
-        self._position = {pts: i for i, pts in reversed([*enumerate(frame_range.pts)])}
-        self._of_bucket = {bucket: i for i, bucket in enumerate(frame_range.buckets)}
-        self._grid = grid
-        self._render = render
-        self._next = 0
-        self._stand_ins: dict[int, _Taken | None] = {}
-
-    def take(
-        self, frame: VideoFrame, pixel_aspect: Fraction, *, out_of_order: bool = False
-    ) -> _Taken:
-        """What `add` may need of a frame."""
-        asked = self._role(frame.pts, out_of_order) is not None
-        return _Taken(frame.pts, self._render(frame, pixel_aspect) if asked else None)
-
-    def add(self, taken: _Taken, *, out_of_order: bool = False) -> None:
-        """Use a frame if it is wanted, or if it may stand in for one of its bucket that should
-        have come before it (`out_of_order`: before or after it)."""
-        role = self._role(taken.pts, out_of_order)
-        if role is not None and taken.picture is not None:
-            places, position = role
-            places[position] = taken
-
-    def _role(
-        self, pts: int | None, out_of_order: bool
-    ) -> tuple[dict[int, _Taken | None], int] | None:
-        if pts is None:
-            return None
-        position = self._position.get(pts)
-        if position is not None:
-            # Of frames with one timestamp each takes the next place.
-            while self._settled(position) and pts in self._wanted[position + 1 : position + 2]:
-                position += 1
-            return None if self._settled(position) else (self.samples, position)
-        if self._grid.rate is None or pts < self._grid.first_pts:
-            return None  # Ordinal buckets hold one frame, for which no other can stand in.
-        position = self._of_bucket.get(self._grid.bucket(pts))
-        if (
-            position is None
-            or position < self._next
-            or position in self.samples
-            or position in self._stand_ins
-            or not (out_of_order or pts > self._wanted[position])
-        ):
-            return None
-        return self._stand_ins, position
-
-    def _settled(self, position: int) -> bool:
-        return position < self._next or self.samples.get(position) is not None
-
-    def missing(self, until_pts: int) -> list[int]:
-        """Positions up to a timestamp that neither came nor were given up."""
-        end = bisect_right(self._wanted, until_pts)
-        return [i for i in range(self._next, end) if i not in self.samples]
-
-    def overdue(self) -> list[int]:
-        """Positions whose frame did not come while those of enough later ones did."""
-        if len(self.samples) <= _SETTLED_BEHIND:
-            return []
-        return self.missing(self._wanted[sorted(self.samples)[-_SETTLED_BEHIND - 1]])
-
-    def give_up(self, lost: Iterable[int]) -> None:
-        """Settle what will not come: by what stands in for it, else as lost."""
-        for i in lost:
-            if self.samples.get(i) is None:
-                self.samples[i] = self._stand_ins.pop(i, None)
-
-    def ready(self) -> Iterator[tuple[int, _Taken | None]]:
-        """Hand out, in order, what is settled up to the first that is not."""
-        while self._next in self.samples:
-            self._stand_ins.pop(self._next, None)
-            yield self._next, self.samples.pop(self._next)
-            self._next += 1
 
 
 def _opened(path: str, info: VideoInfo, beat: Callable[[], None]) -> Source:

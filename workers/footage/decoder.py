@@ -18,20 +18,20 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 
-from workers.footage.index import Slots, Unwrapper
+from workers.footage.clock import Slots, Unwrapper
 from workers.footage.source import Source
 from workers.footage.theora import Holes
 
 _HELD_BYTES = 32 * 2**20
 """Undecoded packets held at most; then they are decoded, so an endless group holds no memory."""
-_SEARCHED = frozenset(("mpegts", "mpeg"))
+SEARCHED = frozenset(("mpegts", "mpeg"))
 """Containers without an index, in which seeking searches the file by decoding timestamps."""
 _JUMP_S, _JUMP_SEARCHED_S = 10, 600
 """Seconds of video from which on seeking costs less than reading on, with an index and without."""
-_BACK_S = (0, 1, 4, 16, 64)
+BACK_S = (0, 1, 4, 16, 64)
 """Seconds by which a seek aims early, one after the other while it lands too late."""
 _BACK_SEARCHED, _BACK_RETRY = 1, 2
-"""Where in `_BACK_S` to begin: for searched containers, and for another try at lost frames."""
+"""Where in `BACK_S` to begin: for searched containers, and for another try at lost frames."""
 _HEALED_S = 10
 """Seconds after damage from which on pictures count as whole where no keyframe comes: intra blocks
 have replaced most of it, and a file with one keyframe is not lost for one damaged packet."""
@@ -205,7 +205,7 @@ class Decoder(Generic[_Taken]):
         self._holes = Holes(source.codec)
         self._between: deque[_Taken] = deque()
         self._shapes = _Shapes(source.sample_aspect_ratio)
-        self._searched = source.container in _SEARCHED
+        self._searched = source.container in SEARCHED
         self._least_back = _BACK_SEARCHED if self._searched else 0
         self._jump = self._ticks(_JUMP_SEARCHED_S if self._searched else _JUMP_S)
 
@@ -355,7 +355,7 @@ class Decoder(Generic[_Taken]):
         self._damage.forget()
         self._holes = Holes(self._source.codec)
         self._between.clear()
-        if back < len(_BACK_S) and self._source.seek(pts - self._ticks(_BACK_S[back])):
+        if back < len(BACK_S) and self._source.seek(pts - self._ticks(BACK_S[back])):
             return True
         self._source.rewind()
         return False

@@ -19,10 +19,11 @@ from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
 from workers.footage.picture import orientation, upright_size
+from workers.footage.rejection import FootageError, Rejected, RejectKind, rejection
 from workers.footage.riff import empty_slots
 from workers.footage.sample import scaled_one
 from workers.footage.skim import lacks_tables
-from workers.footage.source import FootageError, Rejected, RejectKind, Source, rejection
+from workers.footage.source import Source
 from workers.footage.trial import Landmarks
 
 __all__ = ["FootageError", "RejectKind", "Rejected", "probe"]
@@ -99,11 +100,11 @@ def probe(path: str, beat: Callable[[], None] = lambda: None) -> tuple[VideoInfo
 
 def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, Index]:
     with Source(path, skimmable=True, beat=beat) as source:
-        if not source.skims and (size := os.stat(path).st_size) > MAX_SCANNED_BYTES:
+        if not source.skims and source.size > MAX_SCANNED_BYTES:
             raise Rejected(
                 RejectKind.TOO_LARGE,
-                f"{name}: all of its {size} bytes would have to be read for an index; copy it "
-                "into MP4, or cut it into parts",
+                f"{name}: all of its {source.size} bytes would have to be read for an index; copy "
+                "it into MP4, or cut it into parts",
             )
         if source.header_frames > MAX_PACKETS:
             raise _too_many_packets(name)

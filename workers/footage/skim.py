@@ -13,8 +13,10 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import FileIO
+from typing import TYPE_CHECKING
 
-from av.index import IndexEntries
+if TYPE_CHECKING:
+    from av.index import IndexEntries
 
 Extent = tuple[int, int]
 """Offsets [start, end) of bytes in a file."""

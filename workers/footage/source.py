@@ -1,18 +1,12 @@
 """A video file opened safely: files only, video containers only, one stream, packets until the end
-of the file whatever is damaged in between.
-
-FootageError            the file cannot be read now, or is not the file that was probed
-└── Rejected            what was found is not a video that can be analysed; `kind` says why
-"""
+of the file whatever is damaged in between."""
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import stat
 from collections.abc import Callable, Generator, Iterator
-from enum import StrEnum
 from fractions import Fraction
 from io import FileIO
 from types import TracebackType
@@ -26,6 +20,7 @@ from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
+from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
 from workers.footage.skim import (
     BUFFER_BYTES,
     Extent,
@@ -72,80 +67,6 @@ _CHAINED = frozenset(("ivf",))
 read that lacks memory was told an absurd size, and what follows is not found."""
 _FAILED_READS = 16
 """Reads that fail in a row, after which the rest of the file counts as unreadable."""
-
-
-class FootageError(Exception):
-    """A video file that was probed cannot be read now: it vanished, changed or fails to read."""
-
-
-class RejectKind(StrEnum):
-    """Why a file is not analysed."""
-
-    MISSING = "missing"
-    NO_PERMISSION = "no-permission"
-    NOT_A_FILE = "not-a-file"
-    EMPTY = "empty"
-    UNREADABLE = "unreadable"
-    NOT_A_VIDEO = "not-a-video"
-    FORBIDDEN_FORMAT = "forbidden-format"
-    NO_VIDEO_STREAM = "no-video-stream"
-    UNKNOWN_CODEC = "unknown-codec"
-    NO_FRAMES = "no-frames"
-    TOO_LARGE = "too-large"
-
-
-class Rejected(FootageError):
-    """A file that cannot be analysed; the text says cause and remedy in one line."""
-
-    def __init__(self, kind: RejectKind, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
-
-
-def rejection(path: str, error: BaseException) -> Rejected:
-    """The one-line refusal that an error of the operating system or of FFmpeg stands for."""
-    kind = RejectKind.UNREADABLE
-    match error:
-        case FileNotFoundError():
-            kind, text = RejectKind.MISSING, "no such file; check the path"
-        case PermissionError() if not _is_nonsense(error):
-            kind = RejectKind.NO_PERMISSION
-            text = "no permission to read; grant read access to this user"
-        case MemoryError():
-            kind = RejectKind.TOO_LARGE
-            text = (
-                "its tables or pictures take more memory than a file may; copy it with another "
-                "program, or cut it into parts"
-            )
-        case av.error.InvalidDataError() | av.error.EOFError() | av.error.PermissionError():
-            kind = RejectKind.NOT_A_VIDEO
-            text = (
-                "no video container that can be read; the file is damaged, incomplete (a missing "
-                "header) or not a video"
-            )
-        case av.error.ArgumentError():
-            kind = RejectKind.FORBIDDEN_FORMAT
-            text = "a format that may name other files is not opened; convert it to MP4 or Matroska"
-        case av.error.ExitError():
-            text = (
-                "reading came to nothing in time: the storage is slow, or a large part of the file "
-                "holds no video; check the storage, or copy the file with another program"
-            )
-        case _:
-            number = error.errno if isinstance(error, OSError | av.error.FFmpegError) else None
-            cause = type(error).__name__
-            if number is not None and number in errno.errorcode:
-                cause = os.strerror(number)
-            text = f"cannot be read ({cause}); check the storage"
-    return Rejected(kind, f"{shown_path(os.fsencode(path))}: {text}")
-
-
-def _is_nonsense(error: BaseException) -> bool:
-    """Whether FFmpeg does not understand what the file holds. Some demuxers then answer -1, which
-    reads as EPERM; that this user may read the file is known when they begin."""
-    if isinstance(error, av.error.PermissionError):
-        return error.errno == errno.EPERM
-    return isinstance(error, av.error.InvalidDataError)
 
 
 def _suitable_size(path: str) -> int:
@@ -204,6 +125,7 @@ class Source:
         self._media: list[Extent] | None = None
         self._promise: Promise | None = None
         self._left_at: int | None = None
+        self._lost_row = 0
         self._open(skimmable)
 
     def _open(self, skimmable: bool) -> None:
@@ -421,28 +343,23 @@ class Source:
         for other in self._container.streams:
             unread = not every_stream and other.index != self.stream.index
             other.discard = Discard.all if unread else Discard.default
-        failures = behind = 0
+        failures = 0
         packet = None
         while failures < _FAILED_READS:
-            demuxed = self._container.demux(() if every_stream else self.stream)
-            if stores_every_frame(self.codec):
-                demuxed = timed_by_page(demuxed, self.stream.index)
             try:
-                for packet in demuxed:
+                for packet in self._demuxed(every_stream=every_stream):
                     if packet.size or packet.dts is not None:
                         failures = 0
                         held = self.holds(packet)
                         if held or lost:
                             yield packet
-                        behind = 0 if held else behind + self._follows_all(packet)
-                        if behind > _MOST_LOST:
-                            self._left_at = packet.dts
+                        if self._only_lost_follow(packet, held=held):
                             return
             except IndexError:
                 # PyAV ends by naming each stream, and trips over one that began in mid-file.
                 return
             except (av.error.FFmpegError, OSError) as error:
-                if _is_nonsense(error):
+                if is_nonsense(error):
                     failures += 1
                     self.damaged_reads += 1
                     continue
@@ -456,9 +373,22 @@ class Source:
             else:
                 return
 
-    def _follows_all(self, packet: Packet[Stream]) -> bool:
-        dts = packet.dts if packet.stream_index == self.stream.index else None
-        return dts is not None and dts > self._promised().held_until
+    def _demuxed(self, *, every_stream: bool) -> Iterator[Packet[Stream]]:
+        demuxed = self._container.demux(() if every_stream else cast("Stream", self.stream))
+        if stores_every_frame(self.codec):
+            return timed_by_page(demuxed, self.stream.index)
+        return demuxed
+
+    def _only_lost_follow(self, packet: Packet[Stream], *, held: bool) -> bool:
+        """Whether a long row of lost packets has been read behind all that are there."""
+        if held:
+            self._lost_row = 0
+        elif packet.stream_index == self.stream.index and packet.dts is not None:
+            self._lost_row += packet.dts > self._promised().held_until
+        if self._lost_row <= _MOST_LOST:
+            return False
+        self._left_at = packet.dts
+        return True
 
     def last_promised(self) -> Iterator[Packet[Stream]]:
         """The last packets by the tables of a file where `packets` ended before them. Raises

@@ -40,17 +40,21 @@ def timed_by_page(packets: Iterable[Packet[Stream]], stream_index: int) -> Itera
     """The same packets, those of a page behind missing ones at their true time: a page tells where
     its last frame stands, and FFmpeg has it only with the next page."""
     page: list[Packet[Stream]] = []
-    for packet in packets:
-        if packet.stream_index != stream_index or packet.dts is None:
-            yield packet
-            continue
-        if page and packet.pos != page[-1].pos:
-            last = page[-1]
-            missing = packet.dts - (last.dts or 0) - (last.duration or 0)
-            for one in page:
-                if missing > 0 and one.dts is not None:
-                    one.pts = one.dts = one.dts + missing
-            yield from page
-            page.clear()
-        page.append(packet)
+    try:
+        for packet in packets:
+            if packet.stream_index != stream_index or packet.dts is None:
+                yield packet
+                continue
+            if page and packet.pos != page[-1].pos:
+                last = page[-1]
+                missing = packet.dts - (last.dts or 0) - (last.duration or 0)
+                for one in page:
+                    if missing > 0 and one.dts is not None:
+                        one.pts = one.dts = one.dts + missing
+                yield from page
+                page.clear()
+            page.append(packet)
+    except Exception:
+        yield from page
+        raise
     yield from page

@@ -15,7 +15,9 @@ import av.error
 from av.packet import Packet
 from av.stream import Stream
 
-from workers.footage.source import FootageError, Source
+from workers.footage.decoder import BACK_S, SEARCHED
+from workers.footage.rejection import FootageError
+from workers.footage.source import Source
 
 _PLACES = 4
 """Places that are tried at most."""
@@ -24,10 +26,6 @@ _FOLLOWING = 16
 _READ = 2**12
 """Packets read at most from where a seek has led to. What is that far from its aim is read on from
 there, and not sought."""
-_BACK_S = (0, 1, 4, 16, 64)
-"""Seconds by which a decoder aims early, one after the other while it lands too late."""
-_SEARCHED = frozenset(("mpegts", "mpeg"))
-"""Containers without an index, in which it begins with the second."""
 
 
 class _Landmark(NamedTuple):
@@ -114,7 +112,7 @@ def _anchors(packet: Packet[Stream]) -> bool:
 def _is_found(source: Source, place: _Landmark, beat: Callable[[], None]) -> bool:
     """Whether a decoder that seeks to a place as decoders do comes upon what passed there. True,
     too, where it would not trust the seek and read all from the start."""
-    for back in _BACK_S[source.container in _SEARCHED :]:
+    for back in BACK_S[source.container in SEARCHED :]:
         with closing(source.packets()) as reading:
             # While packets are read, a seek may take no longer than a packet.
             next(reading, None)

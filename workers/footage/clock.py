@@ -1,0 +1,144 @@
+"""The running time of a video's frames: by timestamps that jump, or by counting if there are none.
+
+Index and decoder feed these the same packets in the same order, and so agree.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from fractions import Fraction
+
+_REORDERED = {"mpeg4": 0, "h264": 16, "hevc": 16}
+"""Codecs with reordered frames, which AVI stores without presentation timestamps; and by how many
+packets their decoders may come to delay frames more than the first. Of MPEG-4 it is never more:
+packets without a frame say that there is no picture."""
+_RUNNING_CLOCKS = frozenset(("mpegts", "mpeg", "flv"))
+"""Containers that stamp packets by the recorder's clock. A leap of it is no picture that stands
+for long, but another recording or damage; in other containers a frame lasts until the next."""
+_FALL_S = Fraction(1, 10)
+"""Seconds by which decoding timestamps may fall back without another recording's beginning."""
+_OVERLAP_S = 1
+"""Seconds by which edits, or 16 frames if that is more, may overlap in what they show."""
+_LEAP_S, _LEAP_STEPS = 10, 16
+"""What a running clock may step ahead, in seconds (the threshold of the ffmpeg command) or in steps
+of the one before (no codec reorders over more frames), whichever is more."""
+
+
+class Unwrapper:
+    """Turns timestamps that fall back (joined recordings, wrapped clocks), and those of a running
+    clock that leap ahead, into one running time.
+
+    Index and decoder feed it the same packets in the same order and so agree.
+    """
+
+    def __init__(self, container: str, time_base: Fraction) -> None:
+        self.jumps = 0
+        """Packets that did not follow the one before, or are shown at another time than decoded."""
+        self.cuts = 0
+        """Places where an edit list goes on in another part of the file."""
+        self._fall = int(_FALL_S / time_base)
+        self._leap = int(_LEAP_S / time_base) if container in _RUNNING_CLOCKS else 2**63
+        self._shift = 0
+        self._dts: int | None = None
+        self._step = 0
+        self._next = 0
+        self._hidden = False
+        self._overlap = int(_OVERLAP_S / time_base)
+        self._shown_until = -(2**63)
+
+    def times(
+        self, pts: int | None, dts: int | None, duration: int | None, *, hidden: bool = False
+    ) -> tuple[int | None, int | None]:
+        """A packet's presentation and decoding timestamps in running time; `hidden` where an edit
+        list keeps it from being presented."""
+        if dts is None:
+            return (None if pts is None else pts + self._shift), None
+        farthest = max(self._leap, _LEAP_STEPS * self._step)
+        if self._dts is not None:
+            step = dts - self._dts
+            if step < 0 and (hidden or self._hidden):
+                # Hidden packets, decoded after an edit or for the next, overlap what is presented,
+                # whose times are right as they stand.
+                self.cuts += 1
+                self._dts = None
+            elif step < -self._fall or step > farthest:
+                self._shift += self._next - dts
+                self.jumps += 1
+                self._dts = None
+            if step > 0:
+                self._step = step
+        overlap = max(self._overlap, _LEAP_STEPS * self._step)
+        if self._hidden and not hidden and dts < self._shown_until - overlap:
+            # FFmpeg hides the beginning of fragments that come with an earlier clock, too.
+            self._shift += self._shown_until - dts
+            self.jumps += 1
+            self._dts = None
+        self._hidden = hidden
+        end = dts + (duration or 1)
+        if not hidden:
+            self._shown_until = end if self._dts is None else max(self._shown_until, end)
+        if self._dts is None:
+            self._dts, self._next = dts, end
+        else:
+            self._dts, self._next = max(self._dts, dts), max(self._next, end)
+        if pts is not None and abs(pts - dts) > farthest:
+            self.jumps += 1
+            pts = dts
+        return (None if pts is None else pts + self._shift), dts + self._shift
+
+
+def lacks_times(container: str, codec: str) -> bool:
+    """True for files whose presentation timestamps FFmpeg makes up: of AVI no others lack them."""
+    return container == "avi" and codec in _REORDERED
+
+
+class Slots:
+    """Times of the frames of a video without presentation timestamps, in the order of presentation
+    and from the first one on, in ticks. `feed` and `time` are called as a decoder takes packets
+    and gives frames.
+
+    AVI has a slot for each tick and leaves those of dropped frames empty. The first frame stands
+    at the slot of the packet that brings it out of the decoder, and each one after it at the next
+    packet's: a decoder that later delays more frames shows none of them later. In other containers
+    the frames follow each other.
+    """
+
+    def __init__(self, container: str, codec: str) -> None:
+        self._slotted = container == "avi"
+        # What would wait for longer is no frame: its packet gave none.
+        self._waiting: deque[int] = deque(maxlen=1 + _REORDERED.get(codec, 0))
+        self._steps: deque[int] = deque(maxlen=2)
+        self._newest: int | None = None
+        self._first: int | None = None
+        self._at = -1
+
+    @property
+    def step(self) -> int:
+        """What frames last of which no packet tells: the shorter of the last two steps, for the
+        other may be a pause."""
+        return min(self._steps, default=1)
+
+    @property
+    def end(self) -> int:
+        """Where the latest frame ends, if none follows earlier."""
+        return self._at + self.step
+
+    def feed(self, dts: int | None) -> None:
+        """The decoder takes the packet of this decoding timestamp."""
+        if not self._slotted or dts is None:
+            return
+        if self._newest is not None and dts > self._newest:
+            self._steps.append(dts - self._newest)
+        self._newest = dts
+        self._waiting.append(dts)
+
+    def time(self) -> int:
+        """The time of the next frame that the decoder gives."""
+        if not self._waiting:
+            self._at = self.end
+            return self._at
+        if self._first is None:
+            self._first = self._waiting[-1]
+            self._waiting = deque((self._first,), self._waiting.maxlen)
+        self._at = max(self._at + 1, self._waiting.popleft() - self._first)
+        return self._at
