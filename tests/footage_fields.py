@@ -72,9 +72,12 @@ def _field(number: int, bottom: int, since_key: int) -> bytes:
     return bits.unit(_IDR if key else _PICTURE | reference)
 
 
-def field_pictures(path: Path, count: int, *, keys: int = 25, apart: bool = False) -> Path:
+def field_pictures(
+    path: Path, count: int, *, keys: int = 25, apart: bool = False, damaged: int | None = None
+) -> Path:
     """Write a video of frames in two fields each, at 25 frames a second; only keyframes are
-    referred to. In MPEG-TS the second field has no timestamp, or with `apart` its own."""
+    referred to. In MPEG-TS the second field has no timestamp, or with `apart` its own. The
+    first field of the frame `damaged` ends in noise."""
     delimiter = b"\0\0\0\1" + bytes((_DELIMITER, 0xF0))
     with av.open(str(path), "w") as container:
         stream = container.add_stream("h264", rate=25)
@@ -88,6 +91,8 @@ def field_pictures(path: Path, count: int, *, keys: int = 25, apart: bool = Fals
                 head + _field(number, 0, since_key),
                 delimiter + _field(number, 1, since_key),
             ]
+            if number == damaged:
+                fields[0] = fields[0][:40] + b"\xff" * (len(fields[0]) - 40)
             for place, data in enumerate(fields if apart else [b"".join(fields)]):
                 packet = Packet(data)
                 packet.stream, packet.time_base = stream, stream.time_base

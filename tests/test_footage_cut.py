@@ -93,6 +93,28 @@ def test_what_a_cut_file_lacks_in_its_middle_is_a_gap(percent: int, tmp_path: Pa
             assert all(any(gap.start_us <= at < gap.end_us for gap in gaps) for at in lost)
 
 
+@pytest.mark.parametrize("percent", [90, 40])
+def test_a_long_row_of_lost_packets_is_not_read(
+    percent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of hours that are cut off only the last packets are looked at; the duration is the same."""
+    path = encode(
+        tmp_path / "long.mp4",
+        frames(600),
+        options=x264(),
+        container_options={"movflags": "+faststart"},
+    )
+    whole, _index = probe(os.fspath(path))
+    os.truncate(path, path.stat().st_size * percent // 100)
+    one_by_one, read_whole = probe(os.fspath(path))
+    monkeypatch.setattr("workers.footage.source._MOST_LOST_BYTES", 2**15)
+    monkeypatch.setattr("workers.footage.skim._LATE", 20)
+    info, index = probe(os.fspath(path))
+    assert info == one_by_one
+    assert info.duration_us == whole.duration_us > info.indexed_us
+    assert np.array_equal(index.pts, read_whole.pts)
+
+
 def test_edits_of_which_nothing_is_sure_are_refused(tmp_path: Path) -> None:
     """A file whose tables are cut off shows other frames at other times than it was meant to."""
     noise = np.random.default_rng(1).integers(0, 256, (240, 96, 160, 3), np.uint8)

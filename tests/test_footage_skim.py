@@ -133,7 +133,7 @@ def box(kind: bytes, content: bytes) -> bytes:
             box(b"ftyp", b"isom") + box(b"mdat", b"123") + box(b"moov", box(b"mvhd", b"")),
             [(20, 23)],
         ),
-        (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\0mdat12345", [(24, 29)]),
+        (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\0mdat12345", [(24, 2**61)]),
         (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\1mdat" + b"\xff" * 8, [(32, 2**64 + 15)]),
         (box(b"moov", box(b"mvhd", b"")) + b"\0\0\0\1mdat" + b"\0" * 7 + b"\x12ab", [(32, 34)]),
         (box(b"moov", box(b"mvhd", b"")), []),

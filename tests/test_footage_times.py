@@ -112,6 +112,17 @@ def test_pictures_of_two_fields_are_whole(apart: bool, tmp_path: Path) -> None:
     assert pictures(read(path, FIRST)) == whole[::5]
 
 
+def test_damage_is_no_second_field(tmp_path: Path) -> None:
+    """A damaged field costs what refers to it, and nothing else: second fields are no gaps
+    elsewhere."""
+    path = field_pictures(tmp_path / "fields.ts", 250, apart=True, damaged=60)
+    results = read(path, EVERY)
+    (gap,) = [result for result in results if isinstance(result, Gap)]
+    assert 2_300_000 <= gap.start_us <= 2_400_000
+    assert gap.end_us == 3_000_000
+    assert len(results) == 250 - 15 + 1
+
+
 def without_most_times(path: Path, kept: int) -> Path:
     """A transport stream in which one picture in so many has timestamps (ISO/IEC 13818-1,
     2.4.3)."""

@@ -161,14 +161,15 @@ class _Reader:
             else:
                 found.add(taken)
                 lost = found.overdue()
-            if lost and splittable:
-                self._retry([wanted[i] for i in lost], found, beat)
+            again = [wanted[i] for i in lost if not self._may_be_none(i, decoder)]
+            if again and splittable:
+                self._retry(again, found, beat)
             found.give_up(lost)
             for i, sample in found.ready():
                 fed = wanted[i] in decoder.fed
                 kind = GapKind.DAMAGED if fed else _unread(source)
-                unhurt = fed and not decoder.damaged
-                yield from self._placed(sample, i, slots[i], kind, unhurt=unhurt)
+                none = sample is None and self._may_be_none(i, decoder)
+                yield from self._placed(sample, i, slots[i], kind, none=none)
         if not decoder.fed and _unread(source) is GapKind.READ_ERROR:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
@@ -205,13 +206,13 @@ class _Reader:
         slot: Slot,
         kind: GapKind,
         *,
-        unhurt: bool = False,
+        none: bool = False,
     ) -> Iterator[DecodedSample | Gap]:
-        """What becomes of a planned sample. `unhurt`: its packet decoded without an error, so if no
-        picture came of one that may be a second field, there is none."""
+        """What becomes of a planned sample. `none`: there is no such picture, so the one before it
+        stands on."""
         result = self._answering(taken, position, slot, kind)
         before, self._waiting = self._waiting, None
-        if before is not None and unhurt and isinstance(result, Gap):
+        if before is not None and none and isinstance(result, Gap):
             result = replace(before, end_us=result.end_us)
         elif before is not None:
             yield before
@@ -222,6 +223,12 @@ class _Reader:
         if slot.shown_us < slot.end_us:
             detail = "the stream holds no picture of this time"
             yield Gap(slot.shown_us, slot.end_us, GapKind.DAMAGED, detail)
+
+    def _may_be_none(self, position: int, decoder: Decoder[Taken]) -> bool:
+        """Whether no picture came of a packet since it was a second field."""
+        pts, before = self.range.pts[position], self.range.pts[max(0, position - 1) : position]
+        twin = self.info.interlaced or pts in before
+        return self._grid.rate is None and twin and bool(before) and decoder.unhurt(pts)
 
     def _may_come_in_two(self, position: int, slot: Slot) -> bool:
         """Whether the next planned sample may be of the same picture: its second field."""
@@ -271,7 +278,9 @@ class _Reader:
         # and packets that are gone.
         end_us = self._end_us
         gone = decoder.packets < self.info.frame_count
-        if gone or decoder.damaged:
+        # In AVI the last frame stands at its slot, whatever was lost before.
+        shortened = decoder.damaged and not (self.info.container == "avi" and decoder.ended_whole)
+        if gone or shortened:
             end_us = min(end_us, scaled_one(slots.end, tick_us))
         if waiting:
             end_us = max(end_us, waiting.start_us)

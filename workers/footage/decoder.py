@@ -127,19 +127,20 @@ class _Damage:
     def __init__(self, healed_ticks: int) -> None:
         self._healed_ticks = healed_ticks
         self._spoiled: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._past: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
         self._keyframes: deque[int] = deque(maxlen=_REMEMBERED)
 
     def forget(self) -> None:
         """Begin anew, after a seek."""
+        self._past.extend(self._spoiled)
         self._spoiled.clear()
         self._keyframes.clear()
 
     def keyframe(self, pts: int) -> None:
         """A keyframe is fed: what is shown from it on is whole again."""
         self._keyframes.append(pts)
-        if self._spoiled:
-            ended = [(begin, min(end, pts) if begin < pts else end) for begin, end in self._spoiled]
-            self._spoiled = deque(ended, maxlen=_REMEMBERED)
+        self._spoiled = _ended(self._spoiled, pts)
+        self._past = _ended(self._past, pts)
 
     def add(self, pts: int | None) -> None:
         """The picture of this timestamp is damaged."""
@@ -150,6 +151,18 @@ class _Damage:
     def reaches(self, pts: int | None) -> bool:
         """Whether the picture of this timestamp is damaged, or refers to one that is."""
         return pts is not None and any(begin <= pts < end for begin, end in self._spoiled)
+
+    def reached(self, pts: int) -> bool:
+        """The same, of what was decoded before a seek as well."""
+        return self.reaches(pts) or any(begin <= pts < end for begin, end in self._past)
+
+
+def _ended(spoiled: deque[tuple[int, int]], pts: int) -> deque[tuple[int, int]]:
+    """What is spoiled up to this timestamp at most, if it began before."""
+    if not spoiled:
+        return spoiled
+    ended = [(begin, min(end, pts) if begin < pts else end) for begin, end in spoiled]
+    return deque(ended, maxlen=_REMEMBERED)
 
 
 class _Shapes:
@@ -194,6 +207,8 @@ class Decoder(Generic[_Taken]):
         """The highest of them."""
         self.packets = 0
         """Packets that `everything` has read."""
+        self.ended_whole = False
+        """Whether the last of them decoded."""
         self._source = source
         self._beat = beat
         self._take = take
@@ -289,6 +304,10 @@ class Decoder(Generic[_Taken]):
             return False
         return not packet.is_discard
 
+    def unhurt(self, pts: int) -> bool:
+        """Whether the packet of this timestamp was decoded, and nothing near it is damaged."""
+        return pts in self.fed and not self._damage.reached(pts)
+
     def everything(self, slots: Slots) -> Iterator[tuple[int, _Taken]]:
         """All frames from the first packet on, in the order of presentation, with their times by
         `slots`: damaged ones too, for they are numbered."""
@@ -296,7 +315,8 @@ class Decoder(Generic[_Taken]):
             self.packets += 1
             damaged = self.damaged
             frames = list(self._decoded(packet, whole_only=False))
-            if frames or self.damaged == damaged:
+            self.ended_whole = self.damaged == damaged
+            if frames or self.ended_whole:
                 slots.feed(packet.dts)
             for taken in frames:
                 yield slots.time(), taken

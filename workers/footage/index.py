@@ -113,7 +113,7 @@ class Index:
     @property
     def end_pts(self) -> int:
         """End of the last presented frame."""
-        return _end(self.pts, self.duration)
+        return min(_end(self.pts, self.duration), self.promised_pts)
 
     def lasting(self, ticks: int) -> Index:
         """The same, with a last frame that stands for so much longer."""

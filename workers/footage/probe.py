@@ -20,7 +20,7 @@ from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
 from workers.footage.picture import orientation, upright_size
 from workers.footage.rejection import FootageError, Rejected, RejectKind, rejection
-from workers.footage.riff import empty_slots
+from workers.footage.riff import SLOT_BYTES, empty_slots
 from workers.footage.sample import scaled_one
 from workers.footage.skim import lacks_tables
 from workers.footage.source import Source
@@ -142,7 +142,9 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 RejectKind.NO_FRAMES, f"{name}: its video stream holds no frames; copy it again"
             )
         if source.container == "avi" and peek.end is not None:
-            index = index.lasting(empty_slots(path, peek.end, stream.index))
+            slots = empty_slots(path, peek.end, stream.index)
+            index = index.lasting(slots)
+            peek.end += SLOT_BYTES * slots
         if index.cuts and lacks_tables(path):
             raise Rejected(
                 RejectKind.UNREADABLE,
@@ -288,9 +290,12 @@ def _header_us(source: Source, index: Index) -> int | None:
         # FFmpeg shortens the stream's duration to what the file's size makes likely.
         return scaled_one(source.header_frames, stream.time_base * 1_000_000)
     if stream.duration is not None and stream.time_base:
-        # A fragmented MP4's is its end, be it a piece out of the middle of a live stream.
+        # A fragmented MP4's may be its end, of a piece out of the middle of a live stream.
         late = max(0, index.first_dts) if source.fragmented else 0
-        return scaled_one(max(0, stream.duration - late), stream.time_base * 1_000_000)
+        lasting = index.end_pts - index.first_pts
+        told = (stream.duration, stream.duration - late)
+        ticks = min(told, key=lambda duration: abs(duration - lasting))
+        return scaled_one(max(0, ticks), stream.time_base * 1_000_000)
     if source.container_us is None:
         return None
     late_us = scaled_one(max(0, index.first_pts), index.time_base * 1_000_000)
@@ -339,13 +344,17 @@ def _warnings_of_the_rest(source: Source, end: int | None) -> Iterator[str]:
     rest = source.size - (source.size if end is None else end)
     told = source.skims or source.zeros
     if not told and rest > max(_REST_BYTES, source.size // _REST_SHARE):
-        yield f"no picture of this stream in its last {rest / 1e6:.1f} MB: look what else it holds"
+        kinds = "sound, other streams, or what cannot be read"
+        yield f"no picture of this stream in its last {rest / 1e6:.1f} MB: {kinds}"
 
 
 def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None) -> Iterator[str]:
     hidden = index.packets - index.frames
     if hidden:
-        kinds = "edit list, hidden or repeated frames, second fields"
+        fields = frame is not None and frame.interlaced_frame
+        kinds = (
+            "second fields, repeated frames" if fields else "edit list, hidden or repeated frames"
+        )
         yield f"{hidden} packets are not presented ({kinds})"
     if lost := int(index.lost.sum()):
         if source.skims:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 _LISTS = (b"RIFF", b"LIST")
-_HEAD_BYTES = 8
+SLOT_BYTES = _HEAD_BYTES = 8
 _MOST_CHUNKS = 2**20
 
 

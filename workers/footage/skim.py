@@ -26,13 +26,14 @@ BUFFER_BYTES = 2**18
 
 _FIRST_BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"))
 _MOST_BOXES = 4096
-_LARGEST_PACKET = 2**28
-"""Bytes above which a size in a table is damage and promises nothing: twice an uncompressed picture
-of the largest size that is opened."""
+_LARGEST_PACKET = 2**29
+"""Bytes above which a size in a table is damage and promises nothing: those of an uncompressed
+picture of the largest size that is opened, with four channels of 16 bits."""
+_OPEN_END = 2**61
 _ENTRIES_A_BEAT = 100_000
 _NEVER = -(2**63)
-_LATE = 1024
-"""Entries at the end of a table among which the last one that is presented is."""
+_LATE, _LATE_BYTES = 1024, 2**30
+"""Entries at the end of a table, and their bytes, among which the last one that is presented is."""
 _ZEROS = bytes(BUFFER_BYTES)
 
 
@@ -92,7 +93,8 @@ def _boxes(descriptor: int, at: int, end: int) -> list[tuple[bytes, int, int]]:
         if length == 1:
             length, content = int.from_bytes(head[8:16], "big"), at + 16
         elif length == 0:
-            length = end - at
+            # Up to the end of the file, which of one that is cut off nothing tells.
+            length = (_OPEN_END if kind == b"mdat" else end) - at
         if at + length < content or len(boxes) == _MOST_BOXES:
             return []
         boxes.append((kind, content, at + length))
@@ -108,13 +110,15 @@ class Promise:
     """Offset at which the last of them in the file's order ends."""
     held_until: int = _NEVER
     """Decoding timestamp of the latest one that the file holds."""
+    between: int = 0
+    """Bytes of those beyond the end that are followed by one that the file holds."""
     late: int = 0
     """Decoding timestamp of one of the last."""
 
 
 def promised(table: IndexEntries, size: int, beat: Callable[[], None]) -> Promise:
     """What a table promises of a file of that size; `beat` is called now and then."""
-    end, until = 0, _NEVER
+    end, until, between, row = 0, _NEVER, 0, 0
     for number, entry in enumerate(table):
         if number % _ENTRIES_A_BEAT == 0:
             beat()
@@ -124,8 +128,20 @@ def promised(table: IndexEntries, size: int, beat: Callable[[], None]) -> Promis
         end = max(end, reach)
         if reach <= size:
             until = max(until, entry.timestamp)
-    late = table[max(0, len(table) - _LATE)].timestamp if len(table) else 0
-    return Promise(end, until, late)
+            between, row = between + row, 0
+        else:
+            row += entry.size
+    return Promise(end, until, between, _late(table))
+
+
+def _late(table: IndexEntries) -> int:
+    late = total = 0
+    for entry in reversed(table[-_LATE:]):
+        total += entry.size
+        if total > _LATE_BYTES:
+            break
+        late = entry.timestamp
+    return late
 
 
 class SkimmedFile:

@@ -60,8 +60,11 @@ them, at least, that a search for packets may have taken too long to pass."""
 _PIECE_BYTES = 2**20
 _LARGEST_FILE = 2**62
 """Offsets from here on are damage."""
-_MOST_LOST = 2**20
-"""Lost packets at the end that are read one by one: after ten hours of them only the last count."""
+_MOST_LOST_BYTES, _LOST_PACKET_BYTES = 2**32, 2**12
+"""Bytes of lost packets at the end that are read one by one, each with some for its own cost: after
+ten hours of them only the last count."""
+_MOST_BETWEEN = 2**36
+"""Bytes of lost packets that are passed over for the sake of others behind them."""
 _CHAINED = frozenset(("ivf",))
 """Containers in which only a packet's size tells where the next one is. They have no tables, so a
 read that lacks memory was told an absurd size, and what follows is not found."""
@@ -381,11 +384,19 @@ class Source:
 
     def _only_lost_follow(self, packet: Packet[Stream], *, held: bool) -> bool:
         """Whether a long row of lost packets has been read behind all that are there."""
-        if held:
-            self._lost_row = 0
-        elif packet.stream_index == self.stream.index and packet.dts is not None:
-            self._lost_row += packet.dts > self._promised().held_until
-        if self._lost_row <= _MOST_LOST:
+        if held or packet.stream_index != self.stream.index or packet.dts is None:
+            self._lost_row = 0 if held else self._lost_row
+            return False
+        promise = self._promised()
+        if promise.between > _MOST_BETWEEN:
+            name = shown_path(os.fsencode(self.path))
+            raise Rejected(
+                RejectKind.TOO_LARGE,
+                f"{name}: {promise.between} bytes in its middle lie beyond its end; copy it again",
+            )
+        self._lost_row += _LOST_PACKET_BYTES + packet.size
+        behind = packet.dts > promise.held_until or self._lost_row > 2 * _MOST_BETWEEN
+        if not behind or self._lost_row <= _MOST_LOST_BYTES:
             return False
         self._left_at = packet.dts
         return True
