@@ -205,6 +205,26 @@ def test_fragments_that_come_again_run_on(tmp_path: Path) -> None:
     assert np.diff(np.sort(index.pts)).min() > 0
 
 
+def test_bytes_missing_from_a_fragment_cost_no_time_in_silence(tmp_path: Path) -> None:
+    """Behind a hole FFmpeg finds no fragment any more: what it does not reach is a gap, up to where
+    the last one begins."""
+    path = encode(
+        tmp_path / "hole.mp4",
+        frames(240),
+        options=x264(),
+        container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
+    )
+    data = path.read_bytes()
+    at = data.index(b"mdat", data.index(b"mdat") + 4) + 400
+    path.write_bytes(data[:at] + data[at + 3000 :])
+    info, index = probe(os.fspath(path))
+    assert info.indexed_us < 3_000_000
+    assert info.duration_us == 7_000_000
+    gap = read(path, info, index, Sampling(SamplingMode.FIRST, Fraction(1)))[-1]
+    assert isinstance(gap, Gap)
+    assert (gap.kind, gap.end_us) == (GapKind.TRUNCATED, 7_000_000)
+
+
 def test_what_lies_behind_the_pictures_is_told(tmp_path: Path) -> None:
     """Recordings joined byte by byte, of which a demuxer reads the first: a warning says so."""
     path = encode(tmp_path / "first.flv", frames(300), options=x264() | {"crf": "1"})

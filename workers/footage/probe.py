@@ -15,6 +15,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
+from workers.footage.fragments import last_fragment
 from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
@@ -156,7 +157,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
             raise Rejected(
                 RejectKind.NO_FRAMES, f"{name}: no picture of it decodes; convert it to H.264"
             )
-        info = _describe(source, index, peek.frame)
+        info = _describe(source, index, peek)
         return replace(
             info, warnings=(*info.warnings, *_warnings_of_the_rest(source, peek.end))
         ), index
@@ -224,8 +225,8 @@ def _nominal_rate(source: Source) -> Fraction:
     return stream.guessed_rate or stream.average_rate or Fraction(25)
 
 
-def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoInfo:
-    stream, context = source.stream, source.stream.codec_context
+def _describe(source: Source, index: Index, peek: _Peek) -> VideoInfo:
+    stream, context, frame = source.stream, source.stream.codec_context, peek.frame
     pixel_format = frame.format if frame else context.format
     rotation, mirrored = orientation(frame) if frame else (0, False)
     width, height = upright_size(
@@ -240,7 +241,10 @@ def _describe(source: Source, index: Index, frame: VideoFrame | None) -> VideoIn
     header_us = _header_us(source, index)
     if header_us is not None and header_us > _LONGEST_US:
         header_us = None
-    missing_us = _missing_us(source, index, span_us, header_us, frame_rate)
+    missing_us = max(
+        _missing_us(source, index, span_us, header_us, frame_rate),
+        _behind_us(source, index, peek.end) - span_us,
+    )
     if span_us + missing_us > _LONGEST_US:
         raise Rejected(
             RejectKind.TOO_LARGE,
@@ -300,6 +304,17 @@ def _header_us(source: Source, index: Index) -> int | None:
         return None
     late_us = scaled_one(max(0, index.first_pts), index.time_base * 1_000_000)
     return source.container_us - late_us if late_us < source.container_us else source.container_us
+
+
+def _behind_us(source: Source, index: Index, end: int | None) -> int:
+    """How long a fragmented MP4 lasts at least, by fragments behind the last that can be read; 0
+    without any."""
+    if not source.fragmented or end is None or index.jumps:
+        return 0
+    start = last_fragment(source.path, end, source.stream.id, source.beat)
+    if start is None or start < index.first_dts:
+        return 0
+    return scaled_one(start - index.first_dts, index.time_base * 1_000_000)
 
 
 def _missing_us(
