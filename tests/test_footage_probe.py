@@ -784,6 +784,17 @@ def test_a_timestamp_that_falls_back_a_little_is_no_other_recording() -> None:
     assert running("mpegts", [100, 96, 92, 88, 84])[1] == 1
 
 
+def test_a_clock_that_strayed_and_is_back_goes_on() -> None:
+    """One damaged timestamp of a cluster moves what lies in it and nothing else, whether it is too
+    late or too early; a recording that begins anew is none."""
+    late: list[int | None] = [100, 110, 2110, 2120, 140, 150]
+    assert running("matroska,webm", late) == (late, 1)
+    early: list[int | None] = [1000, 1010, 100, 110, 1040, 1050]
+    assert running("matroska,webm", early) == ([1000, 1010, 1020, 1030, 1040, 1050], 2)
+    anew: list[int | None] = [100, 110, 2110, 2120, 0, 10]
+    assert running("matroska,webm", anew) == ([100, 110, 2110, 2120, 2130, 2140], 1)
+
+
 def test_a_clock_that_leaps_ahead_runs_on() -> None:
     """A leap of an hour, and a damaged timestamp between two others, where packets are stamped by
     a recorder's clock; what was slow all along, or lies in a table, is as it is told."""

@@ -48,6 +48,7 @@ def scanned(path: Path, stream_index: int) -> Index:
             time_base=source.stream.time_base,
             frame_rate=Fraction(25),
             delay=lambda: 0,
+            fields=lambda: False,
             limit=2**20,
             holds=source.holds,
         )

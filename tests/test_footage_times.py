@@ -124,9 +124,8 @@ def test_damage_is_no_second_field(tmp_path: Path) -> None:
 
 
 def without_most_times(path: Path, kept: int) -> Path:
-    """A transport stream in which one picture in so many has timestamps (ISO/IEC 13818-1,
+    """Leave timestamps to one picture in so many of a transport stream (ISO/IEC 13818-1,
     2.4.3)."""
-    encode(path, frames(150), options=x264(bframes=0))
     data, seen = bytearray(path.read_bytes()), 0
     for at in range(0, len(data), 188):
         begins, filled = data[at + 1] & 0x40, data[at + 3] & 0x20
@@ -145,8 +144,20 @@ def without_most_times(path: Path, kept: int) -> Path:
 def test_sparse_timestamps_tell_the_rate(kept: int, tmp_path: Path) -> None:
     """Broadcasts may give a timestamp now and then: frames in between are counted at the rate that
     they have, and not at that of the timestamps."""
-    path = without_most_times(tmp_path / "sparse.ts", kept)
-    info, index = probe(os.fspath(path))
+    path = encode(tmp_path / "sparse.ts", frames(150), options=x264(bframes=0))
+    info, index = probe(os.fspath(without_most_times(path, kept)))
     assert index.counted
     assert info.frame_count == 150
     assert abs(info.duration_us - 5_000_000) < 70_000
+
+
+def test_fields_without_timestamps_are_not_counted_as_frames(tmp_path: Path) -> None:
+    """Of fields that are coded apart only the pictures with a timestamp are samples, at their
+    times."""
+    path = field_pictures(tmp_path / "fields.ts", 250)
+    info, index = probe(os.fspath(without_most_times(path, 5)))
+    assert not index.counted
+    assert abs(info.duration_us - 10_000_000) < 250_000
+    whole = one_pass(path)
+    samples = read(path, Sampling(SamplingMode.FIRST, Fraction(1)))
+    assert pictures(samples) == whole[::25]

@@ -42,6 +42,8 @@ class Unwrapper:
         self._dts: int | None = None
         self._step = 0
         self._next = 0
+        self._strayed: tuple[int, int] | None = None
+        self._far = int(_LEAP_S / time_base)
         self._hidden = False
         self._overlap = int(_OVERLAP_S / time_base)
         self._shown_until = -(2**63)
@@ -61,10 +63,18 @@ class Unwrapper:
                 # whose times are right as they stand.
                 self.cuts += 1
                 self._dts = None
+            elif self._is_back(dts, step):
+                self._shift = self._strayed[1] if self._strayed else 0
+                self._strayed = None
+                self.jumps += 1
+                self._dts = None
             elif step < -self._fall or step > farthest:
+                self._strayed = self._next, self._shift
                 self._shift += self._next - dts
                 self.jumps += 1
                 self._dts = None
+            elif step > max(self._far, _LEAP_STEPS * self._step):
+                self._strayed = self._next, self._shift
             if step > 0:
                 self._step = step
         overlap = max(self._overlap, _LEAP_STEPS * self._step)
@@ -85,6 +95,16 @@ class Unwrapper:
             self.jumps += 1
             pts = dts
         return (None if pts is None else pts + self._shift), dts + self._shift
+
+    def _is_back(self, dts: int, step: int) -> bool:
+        """Whether the clock goes on where it was before it strayed: the timestamp of one cluster of
+        Matroska, say, was damaged. Clocks of recorders that run do so by chance alone."""
+        if self._strayed is None or self._leap < 2**63:
+            return False
+        until, shift = self._strayed
+        if shift == self._shift:
+            return step < -self._fall and dts >= until - self._fall
+        return abs(dts + shift - self._next - self._shift) <= self._fall
 
 
 def lacks_times(container: str, codec: str) -> bool:

@@ -150,14 +150,16 @@ def read_index(
     time_base: Fraction,
     frame_rate: Fraction,
     delay: Callable[[], int],
+    fields: Callable[[], bool],
     limit: int,
     holds: Callable[[Packet[Stream]], bool],
 ) -> Index:
     """Read the index of one stream off a file's packets, and say whether it can be split.
 
     `frame_rate` and `delay` serve only files without timestamps; `delay` is asked at the end for
-    the packets that the decoder took before it gave a frame. `holds` tells whether a packet is in
-    the file, or only in its tables. OverflowError above `limit` packets.
+    the packets that the decoder took before it gave a frame, and `fields` whether that may come in
+    two. `holds` tells whether a packet is in the file, or only in its tables. OverflowError
+    above `limit` packets.
     """
     frames = _Frames()
     unwrapper = Unwrapper(container, time_base)
@@ -197,6 +199,9 @@ def read_index(
     flags, absent = np.array(frames.keys, np.bool_), np.array(frames.lost, np.bool_)
     slotted = container == "avi"
     counted = lacks_times(container, codec) if slotted else untimed * 2 > len(times)
+    if counted and not slotted and fields() and len(times) - untimed > 1:
+        # Packets of fields cannot be counted as frames: those with a timestamp are what there is.
+        counted = False
     if counted:
         frame_rate = _rate_between(times, time_base) or frame_rate
         times, step = _expected(frames.dts, container, codec, delay())

@@ -127,6 +127,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 time_base=stream.time_base or Fraction(1, 1_000_000),
                 frame_rate=_nominal_rate(source),
                 delay=lambda: peek.delay,
+                fields=lambda: peek.frame is not None and peek.frame.interlaced_frame,
                 limit=MAX_PACKETS,
                 holds=source.holds,
             )
