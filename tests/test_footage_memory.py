@@ -18,6 +18,7 @@ from storage.records import Fit, Sampling, SamplingMode
 from workers.footage.decode import read_range
 from workers.footage.plan import plan
 from workers.footage.probe import probe
+from workers.footage.source import Source
 
 EVERY_FRAME = Sampling(SamplingMode.EVERY_FRAME, None)
 
@@ -33,8 +34,8 @@ def no_garbage_collector() -> Iterator[None]:
 @pytest.mark.parametrize("sampling", [Sampling(), EVERY_FRAME], ids=str)
 @pytest.mark.usefixtures("no_garbage_collector")
 def test_no_frame_waits_for_the_garbage_collector(sampling: Sampling, tmp_path: Path) -> None:
-    """A file that is probed and read to its end leaves no frame behind, turned or not, and of
-    colours that the scaler does not know."""
+    """A file that is probed and read to its end leaves no frame and no decoder behind, turned
+    or not, and of colours that the scaler does not know."""
     for clockwise, matrix in ((0, "bt709"), (90, "bt709"), (90, "YCgCo")):
         path = os.fspath(
             encode(
@@ -48,6 +49,7 @@ def test_no_frame_waits_for_the_garbage_collector(sampling: Sampling, tmp_path: 
         assert info.rotation == clockwise
         for task in plan(info, index, sampling, 1_000_000):
             assert list(read_range(path, info, task, sampling, size=48, fit=Fit.CROP))
+    assert not [found for found in gc.get_objects() if isinstance(found, Source)]
     left = [found for found in gc.get_objects() if isinstance(found, VideoFrame)]
     assert not [frame for frame in left if (frame.width, frame.height) == (WIDTH, HEIGHT)]
 
