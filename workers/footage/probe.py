@@ -46,8 +46,7 @@ _PEEKED_PACKETS = 240
 _TRUNCATED_US = 250_000
 """A shortfall against the header below this is rounding, not a truncated file."""
 _REST_BYTES, _REST_SHARE = 2**18, 10
-"""What may lie behind the pictures, in bytes and as a part of the file: indexes, tags, the end of
-the sound."""
+"""What may lie behind the pictures untold, in bytes and as a part of the file: indexes and tags."""
 _LONGEST_US = 100 * 31_556_952_000_000
 """A century: a video that lasts longer, or a header that says so, is damaged."""
 _JUMP_US = 10_000_000
