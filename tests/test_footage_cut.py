@@ -169,62 +169,6 @@ def test_the_last_picture_of_an_avi_stands_as_long_as_slots_follow(
     assert any("truncated" in warning for warning in info.warnings)
 
 
-def test_a_piece_of_a_live_stream_lacks_nothing(tmp_path: Path) -> None:
-    """A fragmented MP4 that begins late, as what is saved of a live stream does: it lasts from its
-    first picture on, and not from the broadcast's beginning."""
-    path = encode(
-        tmp_path / "live.mp4",
-        frames(240),
-        options=x264(),
-        container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
-    )
-    head, *fragments = path.read_bytes().split(b"moof")
-    sizes = [head[-4:], *(fragment[-4:] for fragment in fragments)]
-    pieces = [size + b"moof" + piece[:-4] for size, piece in zip(sizes, fragments, strict=False)]
-    path.write_bytes(head[:-4] + b"".join(pieces[3:-1]) + pieces[-1] + fragments[-1][-4:])
-    info, _index = probe(os.fspath(path))
-    assert info.duration_us == info.indexed_us == 5_000_000
-    assert info.warnings == ()
-
-
-def test_fragments_that_come_again_run_on(tmp_path: Path) -> None:
-    """Fragmented recordings joined byte by byte, of which FFmpeg hides the second one's beginning:
-    the rest of it follows the first one in time, and is not mixed with it."""
-    path = encode(
-        tmp_path / "twice.mp4",
-        frames(240),
-        options=x264(),
-        container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
-    )
-    data = path.read_bytes()
-    begin, end = data.index(b"moof") - 4, data.rindex(b"mfra") - 4
-    path.write_bytes(data[:end] + data[begin:])
-    info, index = probe(os.fspath(path))
-    assert (index.jumps, info.frame_count) == (1, 240 + 210)
-    assert info.duration_us == info.indexed_us == 15_000_000
-    assert np.diff(np.sort(index.pts)).min() > 0
-
-
-def test_bytes_missing_from_a_fragment_cost_no_time_in_silence(tmp_path: Path) -> None:
-    """Behind a hole FFmpeg finds no fragment any more: what it does not reach is a gap, up to where
-    the last one begins."""
-    path = encode(
-        tmp_path / "hole.mp4",
-        frames(240),
-        options=x264(),
-        container_options={"movflags": "frag_keyframe+empty_moov+default_base_moof"},
-    )
-    data = path.read_bytes()
-    at = data.index(b"mdat", data.index(b"mdat") + 4) + 400
-    path.write_bytes(data[:at] + data[at + 3000 :])
-    info, index = probe(os.fspath(path))
-    assert info.indexed_us < 3_000_000
-    assert info.duration_us == 7_000_000
-    gap = read(path, info, index, Sampling(SamplingMode.FIRST, Fraction(1)))[-1]
-    assert isinstance(gap, Gap)
-    assert (gap.kind, gap.end_us) == (GapKind.TRUNCATED, 7_000_000)
-
-
 def test_what_lies_behind_the_pictures_is_told(tmp_path: Path) -> None:
     """Recordings joined byte by byte, of which a demuxer reads the first: a warning says so."""
     path = encode(tmp_path / "first.flv", frames(300), options=x264() | {"crf": "1"})

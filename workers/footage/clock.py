@@ -17,8 +17,6 @@ _RUNNING_CLOCKS = frozenset(("mpegts", "mpeg", "flv"))
 for long, but another recording or damage; in other containers a frame lasts until the next."""
 _FALL_S = Fraction(1, 10)
 """Seconds by which decoding timestamps may fall back without another recording's beginning."""
-_OVERLAP_S = 1
-"""Seconds by which edits, or 16 frames if that is more, may overlap in what they show."""
 _LEAP_S, _LEAP_STEPS = 10, 16
 """What a running clock may step ahead, in seconds (the threshold of the ffmpeg command) or in steps
 of the one before (no codec reorders over more frames), whichever is more."""
@@ -45,8 +43,6 @@ class Unwrapper:
         self._strayed: tuple[int, int] | None = None
         self._far = int(_LEAP_S / time_base)
         self._hidden = False
-        self._overlap = int(_OVERLAP_S / time_base)
-        self._shown_until = -(2**63)
 
     def times(
         self, pts: int | None, dts: int | None, duration: int | None, *, hidden: bool = False
@@ -77,16 +73,8 @@ class Unwrapper:
                 self._strayed = self._next, self._shift
             if step > 0:
                 self._step = step
-        overlap = max(self._overlap, _LEAP_STEPS * self._step)
-        if self._hidden and not hidden and dts < self._shown_until - overlap:
-            # FFmpeg hides the beginning of fragments that come with an earlier clock, too.
-            self._shift += self._shown_until - dts
-            self.jumps += 1
-            self._dts = None
         self._hidden = hidden
         end = dts + (duration or 1)
-        if not hidden:
-            self._shown_until = end if self._dts is None else max(self._shown_until, end)
         if self._dts is None:
             self._dts, self._next = dts, end
         else:

@@ -33,7 +33,6 @@ from workers.footage.picture import Picture, Renderer
 from workers.footage.rejection import FootageError, Rejected
 from workers.footage.sample import Grid, Slot, scaled_one
 from workers.footage.source import Source
-from workers.footage.theora import stores_every_frame
 from workers.footage.watchdog import Stalled, watched
 
 __all__ = ["DecodedSample", "FootageError", "read_range"]
@@ -48,11 +47,12 @@ MAX_MEMORY_BYTES = 3 * 2**30
 _PIXEL_BYTES = 8
 """Of the largest pictures that decoders give: four components of 16 bits."""
 
-_DETAILS = {
-    GapKind.TRUNCATED: "the container promises more than the file holds",
-    GapKind.DAMAGED: "no frame of this time decodes undamaged",
-    GapKind.READ_ERROR: "the file no longer holds the frames",
-}
+_Loss = tuple[GapKind, str]
+"""Why a gap is one."""
+_TRUNCATED: _Loss = (GapKind.TRUNCATED, "the container promises more than the file holds")
+_DAMAGED: _Loss = (GapKind.DAMAGED, "no frame of this time decodes undamaged")
+_MISSING: _Loss = (GapKind.DAMAGED, "frames of this time are missing from the file")
+_GONE: _Loss = (GapKind.READ_ERROR, "the file no longer holds the frames")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,8 +140,7 @@ class _Reader:
             else:
                 yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
-            detail = _DETAILS[GapKind.TRUNCATED]
-            yield Gap(self._end_us, self.range.end_us, GapKind.TRUNCATED, detail)
+            yield Gap(self._end_us, self.range.end_us, *_TRUNCATED)
 
     def _timed(self, source: Source, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         """The samples that the plan names by their timestamps."""
@@ -166,11 +165,10 @@ class _Reader:
                 self._retry(again, found, beat)
             found.give_up(lost)
             for i, sample in found.ready():
-                fed = wanted[i] in decoder.fed
-                kind = GapKind.DAMAGED if fed else _unread(source)
+                loss = _DAMAGED if wanted[i] in decoder.fed else _unread(source)
                 none = sample is None and self._may_be_none(i, decoder)
-                yield from self._placed(sample, i, slots[i], kind, none=none)
-        if not decoder.fed and _unread(source) is GapKind.READ_ERROR:
+                yield from self._placed(sample, i, slots[i], loss, none=none)
+        if not decoder.fed and _unread(source) == _GONE:
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
                 "was probed; the file changed, run or submit it again"
@@ -178,7 +176,8 @@ class _Reader:
         # What never came as a packet, where the others did.
         found.give_up(found.missing(wanted[-1]))
         for i, sample in found.ready():
-            yield from self._placed(sample, i, slots[i], _unread(source))
+            loss = _DAMAGED if wanted[i] in decoder.fed else _unread(source)
+            yield from self._placed(sample, i, slots[i], loss)
 
     def _retry(self, lost: Sequence[int], found: Found, beat: Callable[[], None]) -> None:
         """Decode once more what did not come: from further back, and every picture."""
@@ -204,13 +203,13 @@ class _Reader:
         taken: Taken | None,
         position: int,
         slot: Slot,
-        kind: GapKind,
+        loss: _Loss,
         *,
         none: bool = False,
     ) -> Iterator[DecodedSample | Gap]:
         """What becomes of a planned sample. `none`: there is no such picture, so the one before it
         stands on."""
-        result = self._answering(taken, position, slot, kind)
+        result = self._answering(taken, position, slot, loss)
         before, self._waiting = self._waiting, None
         if before is not None and none and isinstance(result, Gap):
             result = replace(before, end_us=result.end_us)
@@ -237,11 +236,11 @@ class _Reader:
         return self._grid.rate is None and twin and bool(following) and slot.shown_us == slot.end_us
 
     def _answering(
-        self, taken: Taken | None, position: int, slot: Slot, kind: GapKind
+        self, taken: Taken | None, position: int, slot: Slot, loss: _Loss
     ) -> DecodedSample | Gap:
         interval = slot.start_us, slot.shown_us
         if taken is None or taken.pts is None or taken.picture is None:
-            return Gap(*interval, kind, _DETAILS[kind])
+            return Gap(*interval, *loss)
         t_us = scaled_one(taken.pts - self.info.first_pts, self.info.time_base * 1_000_000)
         bucket = self.range.buckets[position]
         return DecodedSample(bucket, taken.pts, t_us, *interval, taken.picture)
@@ -290,7 +289,7 @@ class _Reader:
         if end_us < self._end_us:
             lost = Gap(end_us, self._end_us, GapKind.DAMAGED, "frames do not decode")
             if gone:
-                lost = replace(lost, kind=GapKind.READ_ERROR, detail=_DETAILS[GapKind.READ_ERROR])
+                lost = Gap(end_us, self._end_us, *_GONE)
             yield lost
 
     def _placed_by_number(self, number: int, keyframes: int, time: int) -> tuple[int, int]:
@@ -330,11 +329,11 @@ def _stepping(source: Source, beat: Callable[[], None]) -> Callable[[], None]:
     return step
 
 
-def _unread(source: Source) -> GapKind:
+def _unread(source: Source) -> _Loss:
     """Why a planned frame never came as a packet."""
     if source.promised_size > source.size:
-        return GapKind.TRUNCATED
-    return GapKind.DAMAGED if stores_every_frame(source.codec) else GapKind.READ_ERROR
+        return _TRUNCATED
+    return _GONE if source.holes() is None else _MISSING
 
 
 def _joined(results: Iterable[DecodedSample | Gap]) -> Iterator[DecodedSample | Gap]:

@@ -19,8 +19,8 @@ from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 
 from workers.footage.clock import Slots, Unwrapper
+from workers.footage.damage import Damage
 from workers.footage.source import Source
-from workers.footage.theora import Holes
 
 _HELD_BYTES = 32 * 2**20
 """Undecoded packets held at most; then they are decoded, so an endless group holds no memory."""
@@ -32,14 +32,10 @@ BACK_S = (0, 1, 4, 16, 64)
 """Seconds by which a seek aims early, one after the other while it lands too late."""
 _BACK_SEARCHED, _BACK_RETRY = 1, 2
 """Where in `BACK_S` to begin: for searched containers, and for another try at lost frames."""
-_HEALED_S = 10
-"""Seconds after damage from which on pictures count as whole where no keyframe comes: intra blocks
-have replaced most of it, and a file with one keyframe is not lost for one damaged packet."""
 _REMEMBERED = 64
-"""Damages, keyframes and changes that are remembered; no decoder holds back so many frames."""
-_BETWEEN = 1
-"""Bidirectional frames that wait for the frame after them, of which they may be made. Between two
-references sampling decodes one at most."""
+"""Changes of shape that are remembered; no decoder holds back so many frames."""
+_BETWEEN = 16
+"""Bidirectional frames at most that wait for the frame after them, of which they may be made."""
 
 _Taken = TypeVar("_Taken")
 """What is kept of a frame."""
@@ -117,54 +113,6 @@ class _Held:
         self._packets, self.size = [], 0
 
 
-class _Damage:
-    """Which frames refer to damage, directly or through others.
-
-    A decoder tells of a damaged packet by an error, or by a frame marked as corrupt, whose lost
-    blocks it has made up. What follows until the next keyframe is made of that, and is not marked.
-    """
-
-    def __init__(self, healed_ticks: int) -> None:
-        self._healed_ticks = healed_ticks
-        self._spoiled: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
-        self._past: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
-        self._keyframes: deque[int] = deque(maxlen=_REMEMBERED)
-
-    def forget(self) -> None:
-        """Begin anew, after a seek."""
-        self._past.extend(self._spoiled)
-        self._spoiled.clear()
-        self._keyframes.clear()
-
-    def keyframe(self, pts: int) -> None:
-        """A keyframe is fed: what is shown from it on is whole again."""
-        self._keyframes.append(pts)
-        self._spoiled = _ended(self._spoiled, pts)
-        self._past = _ended(self._past, pts)
-
-    def add(self, pts: int | None) -> None:
-        """The picture of this timestamp is damaged."""
-        if pts is not None:
-            end = min((key for key in self._keyframes if key > pts), default=None)
-            self._spoiled.append((pts, pts + self._healed_ticks if end is None else end))
-
-    def reaches(self, pts: int | None) -> bool:
-        """Whether the picture of this timestamp is damaged, or refers to one that is."""
-        return pts is not None and any(begin <= pts < end for begin, end in self._spoiled)
-
-    def reached(self, pts: int) -> bool:
-        """The same, of what was decoded before a seek as well."""
-        return self.reaches(pts) or any(begin <= pts < end for begin, end in self._past)
-
-
-def _ended(spoiled: deque[tuple[int, int]], pts: int) -> deque[tuple[int, int]]:
-    """What is spoiled up to this timestamp at most, if it began before."""
-    if not spoiled:
-        return spoiled
-    ended = [(begin, min(end, pts) if begin < pts else end) for begin, end in spoiled]
-    return deque(ended, maxlen=_REMEMBERED)
-
-
 class _Shapes:
     """The width of a pixel by its height, which a broadcast changes at keyframes. A frame does not
     tell its own, and the decoder that gives it may have read the next one's headers by then."""
@@ -216,9 +164,8 @@ class Decoder(Generic[_Taken]):
         self._unwrapper: Unwrapper | None = None
         self._keyframes = False
         self._busy = False
-        self._damage = _Damage(self._ticks(_HEALED_S))
-        self._holes = Holes(source.codec)
-        self._between: deque[_Taken] = deque()
+        self._damage = Damage(source)
+        self._between: deque[tuple[int | None, _Taken]] = deque()
         self._shapes = _Shapes(source.sample_aspect_ratio)
         self._searched = source.container in SEARCHED
         self._least_back = _BACK_SEARCHED if self._searched else 0
@@ -354,9 +301,7 @@ class Decoder(Generic[_Taken]):
                 packet.pts, packet.dts = self._unwrapper.times(
                     packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
-            missing = self._holes.before(packet.dts, packet.duration)
-            if missing:
-                self._damage.add(missing[0])
+            self._damage.read(packet, 0 if self._unwrapper is None else self._unwrapper.jumps)
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
             if packet.size and self._source.holds(packet):
@@ -372,9 +317,8 @@ class Decoder(Generic[_Taken]):
     def _seek(self, pts: int, back: int) -> bool:
         """Aim before a timestamp; False where reading begins at the file's first packet instead."""
         self._busy = False
-        self._damage.forget()
-        self._holes = Holes(self._source.codec)
         self._between.clear()
+        self._damage.sought(self._source)
         if back < len(BACK_S) and self._source.seek(pts - self._ticks(BACK_S[back])):
             return True
         self._source.rewind()
@@ -384,13 +328,14 @@ class Decoder(Generic[_Taken]):
         self, packet: Packet[Stream], *, only_references: bool = False, whole_only: bool = True
     ) -> Iterator[_Taken]:
         context = self._source.stream.codec_context
+        if whole_only and self._damage.ends_before(packet):
+            yield from self._emptied(whole_only)
         skip: Literal["DEFAULT", "NONREF"] = (
             "NONREF" if only_references and self._busy else "DEFAULT"
         )
         context.skip_frame = skip
         self._busy = True
-        if packet.is_keyframe and packet.pts is not None:
-            self._damage.keyframe(packet.pts)
+        self._damage.fed(packet)
         try:
             frames = context.decode(packet)
         except av.error.FFmpegError:
@@ -405,17 +350,19 @@ class Decoder(Generic[_Taken]):
     def _drained(self, *, whole_only: bool = True) -> Iterator[_Taken | None]:
         if not self._busy:
             return
+        yield from self._emptied(whole_only)
+        self._busy = False
+        self._damage.emptied()
+        yield None
+
+    def _emptied(self, whole_only: bool) -> Iterator[_Taken]:
         context = self._source.stream.codec_context
         try:
             yield from self._judged(context.decode(None), whole_only)
         except av.error.FFmpegError:
             self.damaged += 1
-        yield from self._between
-        self._between.clear()
+        yield from self._settled()
         context.flush_buffers()
-        self._busy = False
-        self._damage.forget()
-        yield None
 
     def _taken(self, frame: VideoFrame) -> _Taken:
         return self._take(frame, self._shapes.at(frame.pts))
@@ -427,14 +374,14 @@ class Decoder(Generic[_Taken]):
                 self._damage.add(frame.pts)
             if not whole_only:
                 yield self._taken(frame)
-            elif self._damage.reaches(frame.pts):
-                # What was shown before it may be made of it all the same.
-                self._between.clear()
-            elif frame.pict_type == PictureType.B:
-                if len(self._between) == _BETWEEN:
-                    yield self._between.popleft()
-                self._between.append(self._taken(frame))
-            else:
-                yield from self._between
-                self._between.clear()
-                yield self._taken(frame)
+                continue
+            self._between.append((frame.pts, self._taken(frame)))
+            if frame.pict_type != PictureType.B or len(self._between) > _BETWEEN:
+                yield from self._settled()
+
+    def _settled(self) -> Iterator[_Taken]:
+        """What has waited and is not damaged."""
+        for pts, taken in self._between:
+            if not self._damage.reaches(pts):
+                yield taken
+        self._between.clear()

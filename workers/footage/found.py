@@ -72,7 +72,7 @@ class Found:
             while self._settled(position) and pts in self._wanted[position + 1 : position + 2]:
                 position += 1
             return None if self._settled(position) else (self.samples, position)
-        if self._grid.rate is None or pts < self._grid.first_pts:
+        if self._grid.rate is None:
             return None  # Ordinal buckets hold one frame, for which no other can stand in.
         position = self._of_bucket.get(self._grid.bucket(pts))
         if (

@@ -1,37 +1,190 @@
-"""What follows in a fragmented MP4 behind the place where its fragments no longer line up.
+"""What the tables of a fragmented MP4 tell and FFmpeg does not hand on: fragments that are missing,
+that come again, or that lie behind missing bytes.
 
-Demuxers go from one box to the next, so where bytes are missing they find nothing any more, be
-there hours of fragments behind. (Box layout: ISO/IEC 14496-12, 8.8.)
+Each fragment has a number, greater by one than the one before, and the time at which its samples
+begin. (Box layout: ISO/IEC 14496-12, 8.8.)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from av.packet import Packet
+from av.stream import Stream
+
+from workers.footage.rejection import rejection
 
 _PIECE_BYTES = 2**20
 _LARGEST_HEAD = 2**24
 """Bytes of a fragment's tables at most."""
-_HEAD_BYTES = 8
+_HEAD_BYTES, _LONG_HEAD_BYTES = 8, 16
+_COMPARED = 4096
+"""Fragments among which one that comes again is looked for, and twice as many are remembered."""
 
 
-def last_fragment(path: str, at: int, track: int, beat: Callable[[], None]) -> int | None:
-    """The decoding timestamp at which the last fragment behind a byte offset begins, in ticks of
-    the track; None where there is none. Reads all that is behind it, and calls `beat` for every
-    mebibyte. Raises OSError.
+@dataclass(frozen=True, slots=True)
+class _Fragment:
+    begin: int
+    """Offset of its tables."""
+    number: int
+    start: int
+    """When the samples of the track begin, in its ticks."""
+    checksum: int
+    """Of its tables, which hold the size of every sample."""
+    follows_missing: bool
+    """Whether others are missing before it, or damaged."""
+
+
+class Fragments:
+    """The fragments of one track in the order of the file, read up to where they are asked for.
+
+    `beat` is called for each of them. Its methods raise Rejected where the storage fails.
     """
-    last = None
-    with open(path, "rb", buffering=0) as file:
-        for begin in _found(file.fileno(), b"moof", at, beat):
-            size = int.from_bytes(os.pread(file.fileno(), 4, begin - 4), "big")
-            if size <= _LARGEST_HEAD:
-                head = os.pread(file.fileno(), size - _HEAD_BYTES, begin + 4)
-                last = max(filter(None, (last, _start(head, track))), default=last)
-    return last
+
+    def __init__(self, path: str, track: int, beat: Callable[[], None]) -> None:
+        self.passed_over = 0
+        """Packets of fragments that are copies or out of order."""
+        self._path = path
+        self._track = track
+        self._beat = beat
+        self._walked = 0
+        self._whole = False
+        self._number = self._step = 0
+        self._leapt = False
+        self._known: list[_Fragment] = []
+        self._decided: tuple[_Fragment, bool] | None = None
+
+    def lack_between(self, earlier: int, later: int) -> bool:
+        """Whether fragments are missing between those that hold these two offsets."""
+        self._read_past(later)
+        if not self._known or earlier < self._known[0].begin:
+            return False
+        between = self._known[self._at(earlier) + 1 : self._at(later) + 1]
+        return any(fragment.follows_missing for fragment in between)
+
+    def follow_others(self, offset: int) -> bool:
+        """Whether a fragment that is not the first holds an offset."""
+        self._read_past(offset)
+        return self._at(offset) > 0
+
+    def begin_again(self, offset: int) -> bool:
+        """Whether a fragment that is not the first, holds an offset, and is not later than the one
+        before belongs to another recording; it may be a copy, too, or out of order."""
+        self._read_past(offset)
+        at = self._at(offset)
+        fragment = self._known[at]
+        if self._decided is None or self._decided[0] is not fragment:
+            before = self._known[max(0, at - _COMPARED) : at]
+            self._decided = fragment, _begins_again(fragment, before, self._known[at + 1 : at + 2])
+        return self._decided[1]
+
+    def last_behind(self, offset: int) -> int | None:
+        """When the samples of the last fragment behind an offset begin, in ticks of the track;
+        None where there is none. Demuxers go from box to box, so behind missing bytes they find
+        nothing any more; this reads all that is there."""
+        last = None
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                descriptor = file.fileno()
+                for begin in _found(descriptor, b"moof", offset, self._beat):
+                    size = int.from_bytes(os.pread(descriptor, 4, begin - 4), "big")
+                    head = _content(descriptor, begin + 4, begin - 4 + size)
+                    last = max(filter(None, (last, _start(head, self._track))), default=last)
+        except OSError as error:
+            raise rejection(self._path, error) from error
+        return last
+
+    def _at(self, offset: int) -> int:
+        """The number of the fragment that holds an offset; -1 before the first."""
+        return bisect_right(self._known, offset, key=lambda fragment: fragment.begin) - 1
+
+    def _read_past(self, offset: int) -> None:
+        """Read until the next fragment behind an offset is known too."""
+        if self._whole or (self._known and self._known[-1].begin > offset):
+            return
+        try:
+            with open(self._path, "rb", buffering=0) as file:
+                for kind, begin, content, end in _outer(file.fileno(), self._walked):
+                    self._walked = end
+                    if kind == b"moof":
+                        self._beat()
+                        self._add(begin, _content(file.fileno(), content, end))
+                        if self._known and self._known[-1].begin > offset:
+                            return
+                        if len(self._known) > 2 * _COMPARED:
+                            del self._known[:-_COMPARED]
+        except OSError as error:
+            raise rejection(self._path, error) from error
+        self._whole = True
+
+    def _add(self, begin: int, head: bytes) -> None:
+        number = _number(head)
+        step = number - self._number
+        if step > 0 and self._number:
+            # A track that was taken out of a file with others keeps its numbers.
+            self._leapt |= step > max(1, self._step)
+            self._step = min(step, self._step or step)
+        self._number = number or self._number
+        self._leapt |= _is_damaged(head)
+        start = _start(head, self._track)
+        if start is not None:
+            self._known.append(_Fragment(begin, number, start, crc32(head), self._leapt))
+            self._leapt = False
+
+
+def _begins_again(
+    fragment: _Fragment, before: Sequence[_Fragment], following: Sequence[_Fragment]
+) -> bool:
+    latest = max(one.start for one in before)
+    if following and following[0].start <= latest:
+        return True
+    numbers = [one.number for one in before]
+    copied = any(one.checksum == fragment.checksum for one in before)
+    misplaced = fragment.number < max(numbers) and fragment.number not in numbers
+    return not (copied or misplaced)
+
+
+def with_other_recordings(
+    packets: Iterable[Packet[Stream]], stream: Stream, fragments: Fragments
+) -> Iterator[Packet[Stream]]:
+    """The same packets, but for those of fragments that are copies or out of order.
+
+    FFmpeg hides the samples of a fragment that is earlier than the one before: those of another
+    recording are shown all the same.
+    """
+    for packet in packets:
+        if not packet.is_discard or packet.stream_index != stream.index:
+            yield packet
+        elif packet.pos is None or not fragments.follow_others(packet.pos):
+            yield packet  # Hidden by an edit list.
+        elif fragments.begin_again(packet.pos):
+            yield _shown(packet, stream)
+        else:
+            fragments.passed_over += 1
+
+
+def position(packet: Packet[Stream]) -> int | None:
+    """The offset at which a packet lies in the file, if known."""
+    return packet.opaque if packet.pos is None and isinstance(packet.opaque, int) else packet.pos
+
+
+def _shown(hidden: Packet[Stream], stream: Stream) -> Packet[Stream]:
+    """A copy, for the mark of a packet cannot be changed."""
+    packet = Packet(bytes(hidden))
+    packet.stream = stream
+    packet.time_base = hidden.time_base
+    packet.pts, packet.dts, packet.duration = hidden.pts, hidden.dts, hidden.duration
+    packet.is_keyframe = hidden.is_keyframe
+    packet.opaque = hidden.pos
+    return packet
 
 
 def _found(descriptor: int, kind: bytes, at: int, beat: Callable[[], None]) -> Iterator[int]:
-    """Offsets of these four bytes."""
+    """Offsets of these four bytes. `beat` is called for every mebibyte."""
     while piece := os.pread(descriptor, _PIECE_BYTES, at):
         beat()
         found = piece.find(kind)
@@ -41,8 +194,43 @@ def _found(descriptor: int, kind: bytes, at: int, beat: Callable[[], None]) -> I
         at += max(1, len(piece) - len(kind) + 1)
 
 
+def _outer(descriptor: int, at: int) -> Iterator[tuple[bytes, int, int, int]]:
+    """Kind, offset, offset of the content and end of the boxes from there on that follow each
+    other."""
+    while len(head := os.pread(descriptor, _LONG_HEAD_BYTES, at)) >= _HEAD_BYTES:
+        size, content = int.from_bytes(head[:4], "big"), at + _HEAD_BYTES
+        if size == 1:
+            size, content = int.from_bytes(head[8:], "big"), at + _LONG_HEAD_BYTES
+        if at + size < content:
+            return
+        yield head[4:8], at, content, at + size
+        at += size
+
+
+def _content(descriptor: int, start: int, end: int) -> bytes:
+    """A fragment's tables; none where they are too large to be some."""
+    return (
+        os.pread(descriptor, end - start, start) if start <= end <= start + _LARGEST_HEAD else b""
+    )
+
+
+def _is_damaged(head: bytes) -> bool:
+    """Whether the boxes in a `moof` box, or in its `traf` boxes, do not line up."""
+    tracks = [content for kind, content in _boxes(head) if kind == b"traf"]
+    return any(
+        sum(_HEAD_BYTES + len(inside) for _kind, inside in _boxes(content)) != len(content)
+        for content in (head, *tracks)
+    )
+
+
+def _number(head: bytes) -> int:
+    """The number of a fragment, by the content of its `moof` box; 0 where it tells none."""
+    return int.from_bytes(dict(_boxes(head)).get(b"mfhd", b"")[4:8], "big")
+
+
 def _start(head: bytes, track: int) -> int | None:
-    """Where a fragment's samples of a track begin, by the content of its `moof` box."""
+    """When a fragment's samples of a track begin, by the content of its `moof` box: 0 where it does
+    not tell, None where it has none."""
     for kind, content in _boxes(head):
         if kind != b"traf":
             continue

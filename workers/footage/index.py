@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workers.footage.clock import Slots, Unwrapper, lacks_times
+from workers.footage.holes import Hole, Holes, missing_times
 from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
 from workers.footage.sample import Flags, Ints
-from workers.footage.theora import Holes
 
 if TYPE_CHECKING:
     from av.packet import Packet, PacketSideData
@@ -66,6 +66,12 @@ class _Frames:
         """The latest frame stands for so much longer."""
         if self.durations:
             self.durations[-1] += duration or 0
+
+    def delays(self) -> Ints:
+        """How much later than decoded frames are shown, at least and at most; in ticks."""
+        pts, dts = np.array(self.pts, np.int64), np.array(self.dts, np.int64)
+        delays = (pts - dts)[(pts != _UNTIMED) & (dts != _UNTIMED)]
+        return np.array((delays.min(initial=0), delays.max(initial=0)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,18 +159,19 @@ def read_index(
     fields: Callable[[], bool],
     limit: int,
     holds: Callable[[Packet[Stream]], bool],
+    holes: Holes | None,
 ) -> Index:
     """Read the index of one stream off a file's packets, and say whether it can be split.
 
     `frame_rate` and `delay` serve only files without timestamps; `delay` is asked at the end for
     the packets that the decoder took before it gave a frame, and `fields` whether that may come in
-    two. `holds` tells whether a packet is in the file, or only in its tables. OverflowError
-    above `limit` packets.
+    two. `holds` tells whether a packet is in the file, or only in its tables, and `holes` what is
+    missing between them. OverflowError above `limit` packets.
     """
     frames = _Frames()
     unwrapper = Unwrapper(container, time_base)
-    holes = Holes(codec)
     headers, told_beside = _Headers(extradata), container not in _HEADERS_INSIDE
+    found: list[tuple[int, Hole]] = []
     seen = lacking = untimed = contradictions = compared = damaged = others_end_us = 0
     for packet in packets:
         if packet.stream_index != stream_index:
@@ -185,8 +192,9 @@ def read_index(
             compared += 1
             head = bytes(memoryview(packet)[:HEAD_BYTES])
             contradictions += contradicts_keyframe(codec, extradata, head)
-        for missing in holes.before(decoded, packet.duration):
-            frames.add(missing, missing, packet.duration, key=False, lost=True)
+        hole = holes.before(packet, shown, decoded) if holes is not None else None
+        if hole is not None:
+            found.append((len(frames.pts), hole))
         if hidden or (not lost and is_hidden(codec, memoryview(packet))):
             continue
         if packet.size == 0:
@@ -207,10 +215,11 @@ def read_index(
         times, step = _expected(frames.dts, container, codec, delay())
         lengths = np.maximum(lengths, step) if slotted else np.ones(len(times), np.int64)
         time_base = time_base if slotted else 1 / frame_rate
-    promised_pts = _end(times, lengths)
-    kept = _sampled(times, absent)
-    times, lengths = times[kept], lengths[kept]
-    flags, absent = flags[kept], absent[kept]
+    columns = _with_missing(found, frames.delays(), (times, lengths, flags, absent))
+    promised_pts = _end(*columns[:2])
+    kept = _sampled(columns[0], columns[3])
+    times, lengths = columns[0][kept], columns[1][kept]
+    flags, absent = columns[2][kept], columns[3][kept]
     reasons = _sequential_reasons(
         times,
         flags,
@@ -259,11 +268,36 @@ def _end_us(packet: Packet[Stream]) -> int:
 
 def _sampled(pts: Ints, lost: Flags) -> Flags:
     """Which packets' frames may be samples: those with a timestamp, and of the lost ones those
-    before the last one that is there."""
+    before the last one that is there and at the time of no other."""
     timed: Flags = pts != _UNTIMED
     if lost.any():
-        timed &= pts <= pts[timed & ~lost].max(initial=_UNTIMED)
+        there = pts[timed & ~lost]
+        timed &= pts <= there.max(initial=_UNTIMED)
+        timed &= ~(lost & np.isin(pts, there))
     return timed
+
+
+_Columns = tuple[Ints, Ints, Flags, Flags]
+"""Of frames: their timestamps, their durations, whether they are keyframes, and lost."""
+
+
+def _with_missing(found: Sequence[tuple[int, Hole]], delays: Ints, columns: _Columns) -> _Columns:
+    """The same frames, and those of holes found before the frames of these numbers. The first of a
+    hole stands for a keyframe, for nothing tells that none is missing."""
+    if not found:
+        return columns
+    pts, duration, keyframe, lost = columns
+    there = np.sort(pts[pts != _UNTIMED])
+    missing = [missing_times(hole, there, delays) for _number, hole in found]
+    count = [len(times) for times in missing]
+    at = np.repeat([number for number, _hole in found], count)
+    steps = np.repeat([hole.step for _number, hole in found], count)
+    return (
+        np.insert(pts, at, np.concatenate(missing)),
+        np.insert(duration, at, steps),
+        np.insert(keyframe, at, np.diff(at, prepend=-1) > 0),
+        np.insert(lost, at, True),
+    )
 
 
 def _end(pts: Ints, duration: Ints) -> int:

@@ -15,7 +15,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
-from workers.footage.fragments import last_fragment
+from workers.footage.fragments import position
 from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
@@ -129,6 +129,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 fields=lambda: peek.frame is not None and peek.frame.interlaced_frame,
                 limit=MAX_PACKETS,
                 holds=source.holds,
+                holes=source.holes(),
             )
         except OverflowError:
             raise _too_many_packets(name) from None
@@ -170,6 +171,8 @@ def _doubt(
     intra_only = source.stream.codec_context.codec.intra_only
     if marks_everything(source.codec, index.keyframe, intra_only=intra_only):
         return "too many frames are marked as keyframes (a lost keyframe table)"
+    if source.fragments and source.fragments.passed_over:
+        return "fragments repeat or are out of order"
     # Where packets were skimmed the same tables that told of them lead the seeks.
     if not source.skims and not landmarks.are_found(source.path, source.stream.index, beat):
         return "seeking leads to other frames (a damaged or missing index)"
@@ -198,8 +201,8 @@ class _Peek:
         for packet in packets:
             self.beat()
             analysed = packet.stream_index == self.source.stream.index
-            if analysed and packet.pos is not None:
-                self.end = packet.pos + packet.size
+            if analysed and (at := position(packet)) is not None:
+                self.end = at + packet.size
             if self.frame is None and left and analysed:
                 left -= 1
                 self.frame = self._decode(packet)
@@ -295,7 +298,7 @@ def _header_us(source: Source, index: Index) -> int | None:
         return scaled_one(source.header_frames, stream.time_base * 1_000_000)
     if stream.duration is not None and stream.time_base:
         # A fragmented MP4's may be its end, of a piece out of the middle of a live stream.
-        late = max(0, index.first_dts) if source.fragmented else 0
+        late = max(0, index.first_dts) if source.fragments else 0
         lasting = index.end_pts - index.first_pts
         told = (stream.duration, stream.duration - late)
         ticks = min(told, key=lambda duration: abs(duration - lasting))
@@ -309,9 +312,9 @@ def _header_us(source: Source, index: Index) -> int | None:
 def _behind_us(source: Source, index: Index, end: int | None) -> int:
     """How long a fragmented MP4 lasts at least, by fragments behind the last that can be read; 0
     without any."""
-    if not source.fragmented or end is None or index.jumps:
+    if source.fragments is None or end is None or index.jumps:
         return 0
-    start = last_fragment(source.path, end, source.stream.id, source.beat)
+    start = source.fragments.last_behind(end)
     if start is None or start < index.first_dts:
         return 0
     return scaled_one(start - index.first_dts, index.time_base * 1_000_000)
@@ -371,6 +374,9 @@ def _warnings_of_packets(source: Source, index: Index, frame: VideoFrame | None)
             "second fields, repeated frames" if fields else "edit list, hidden or repeated frames"
         )
         yield f"{hidden} packets are not presented ({kinds})"
+    if source.fragments and source.fragments.passed_over:
+        number = source.fragments.passed_over
+        yield f"{number} packets passed over: their fragments repeat others or are out of order"
     if lost := int(index.lost.sum()):
         if source.skims:
             yield f"truncated: {lost} frames before the last one lie beyond the file's end"

@@ -20,6 +20,8 @@ from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
+from workers.footage.fragments import Fragments, with_other_recordings
+from workers.footage.holes import Holes
 from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
 from workers.footage.skim import (
     BUFFER_BYTES,
@@ -151,6 +153,10 @@ class Source:
             self.container: str = self._container.format.name
             self.stream, self.stream_reason = self._choose(self._pinned)
             self._configure()
+            self.fragments: Fragments | None = None
+            """Of an MP4 or QuickTime file without one table of all its packets."""
+            if self._media is None and self.container.startswith("mov"):
+                self.fragments = Fragments(self.path, self.stream.id, self.beat)
             if self._skimmed is not None:
                 self._skimmed.promised = lambda: self._promised().end
         except BaseException:
@@ -234,10 +240,12 @@ class Source:
         """Whether a packet that was read is in the file, and not only in its tables."""
         return self._skimmed is None or (packet.pos or 0) + packet.size <= self.size
 
-    @property
-    def fragmented(self) -> bool:
-        """Whether it is an MP4 or QuickTime file without one table of all its packets."""
-        return self._media is None and self.container.startswith("mov")
+    def holes(self) -> Holes | None:
+        """Finds frames that are missing among the packets from here on; None where nothing tells
+        of them."""
+        if self.fragments is None and not stores_every_frame(self.codec):
+            return None
+        return Holes(self.codec, self.fragments)
 
     @property
     def codec(self) -> str:
@@ -291,11 +299,6 @@ class Source:
                 if known.get(name):
                     return known[name][:_LONGEST_CREATED]
         return None
-
-    @property
-    def start_us(self) -> int:
-        """Start time of the earliest stream, in microseconds."""
-        return self._container.start_time or 0
 
     def _choose(self, index: int | None) -> tuple[VideoStream, str]:
         name = shown_path(os.fsencode(self.path))
@@ -380,6 +383,8 @@ class Source:
         demuxed = self._container.demux(() if every_stream else cast("Stream", self.stream))
         if stores_every_frame(self.codec):
             return timed_by_page(demuxed, self.stream.index)
+        if self.fragments is not None:
+            return with_other_recordings(demuxed, self.stream, self.fragments)
         return demuxed
 
     def _only_lost_follow(self, packet: Packet[Stream], *, held: bool) -> bool:

@@ -10,30 +10,10 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
 
-_MOST_MISSING = 2**20
-"""Frames that are missing at one place at most, ten hours; more is a damaged timestamp."""
-
 
 def stores_every_frame(codec: str) -> bool:
     """True for the codec that this module is about."""
     return codec == "theora"
-
-
-class Holes:
-    """Frames that are missing between packets; of other codecs none is known."""
-
-    def __init__(self, codec: str) -> None:
-        self._stored = stores_every_frame(codec)
-        self._until: int | None = None
-
-    def before(self, dts: int | None, duration: int | None) -> range:
-        """Timestamps at which frames are missing before a packet. For each once, in order."""
-        if not self._stored or dts is None or not duration:
-            return range(0)
-        until, self._until = self._until, dts + duration
-        if until is None or dts - until > _MOST_MISSING * duration:
-            return range(0)
-        return range(until, dts, duration)
 
 
 def timed_by_page(packets: Iterable[Packet[Stream]], stream_index: int) -> Iterator[Packet[Stream]]:

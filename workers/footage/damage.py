@@ -1,0 +1,132 @@
+"""Which frames are damaged: where packets are missing, incomplete or do not decode, and what refers
+to them."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+
+from av.packet import Packet
+from av.stream import Stream
+
+from workers.footage.source import Source
+
+_HEALED_S = 10
+"""Seconds after damage from which on pictures count as whole where no keyframe comes: intra blocks
+have replaced most of it, and a file with one keyframe is not lost for one damaged packet."""
+_REMEMBERED = 64
+"""Damages, keyframes and packets that are remembered; no decoder holds back so many frames."""
+_LAGGING = frozenset(("mpegts",))
+"""Containers whose packets are cut by a parser, which has the marks of the next packet by then."""
+_NEVER = -(2**63)
+
+
+class Damage:
+    """What is damaged near the place of decoding.
+
+    A decoder tells of a damaged packet by an error, or by a frame marked as corrupt, whose lost
+    blocks it has made up. What follows until the next keyframe is made of that, and is not marked.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._healed_ticks = int(_HEALED_S / (source.stream.time_base or 1))
+        self._lags = source.container in _LAGGING
+        self._fed: deque[int] = deque(maxlen=_REMEMBERED)
+        self._spoiled: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._past: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED)
+        self._keyframes: deque[int] = deque(maxlen=_REMEMBERED)
+        self._behind_holes: set[int] = set()
+        self._incomplete: set[int] = set()
+        self._doubted = self._doubted_from = _NEVER
+        self._jumps = 0
+        self.sought(source)
+
+    def sought(self, source: Source) -> None:
+        """Reading goes on elsewhere."""
+        self.emptied()
+        self._holes = source.holes()
+        self._marked = False
+
+    def emptied(self) -> None:
+        """The decoder was emptied, and begins anew."""
+        self._past.extend(self._spoiled)
+        self._spoiled.clear()
+        self._keyframes.clear()
+        self._fed.clear()
+        self._confused = False
+
+    def read(self, packet: Packet[Stream], jumps: int) -> None:
+        """A packet was read, with timestamps in running time, after so many jumps of the clock.
+
+        It need not be fed soon, so what is known of it is noted for then.
+        """
+        if jumps > self._jumps:
+            # Another recording begins there: of the one before nothing is missing.
+            self._jumps = jumps
+            self._incomplete.discard(self._doubted)
+            kept = [one for one in self._spoiled if one[0] != self._doubted_from]
+            self._spoiled = deque(kept, maxlen=_REMEMBERED)
+        marked, self._marked = self._marked, packet.is_corrupt
+        if packet.pts is None:
+            return
+        if marked if self._lags else self._marked:
+            self._doubted, self._doubted_from = packet.pts, _NEVER
+            self._incomplete.add(packet.pts)
+        hole = None if self._holes is None else self._holes.before(packet, packet.pts, packet.dts)
+        if hole is not None:
+            self._spoil(hole.damaged_from)
+            self._behind_holes.add(packet.pts)
+
+    def ends_before(self, packet: Packet[Stream]) -> bool:
+        """Whether the decoder should be emptied before a packet: what it has made up for missing
+        frames would mix up the references behind a keyframe, too."""
+        return packet.is_keyframe and (self._confused or packet.pts in self._behind_holes)
+
+    def fed(self, packet: Packet[Stream]) -> None:
+        """A packet is fed. What is shown from a keyframe on is whole again."""
+        pts = packet.pts
+        if pts is None:
+            return
+        self._fed.append(pts)
+        if packet.is_keyframe:
+            self._confused = False
+            self._keyframes.append(pts)
+            self._spoiled = _ended(self._spoiled, pts)
+            self._past = _ended(self._past, pts)
+        elif pts in self._behind_holes:
+            self._confused = True
+        if pts in self._incomplete:
+            begin = self.add(pts)
+            if pts == self._doubted:
+                self._doubted_from = begin
+
+    def add(self, pts: int | None) -> int:
+        """The picture of this timestamp is damaged. What is shown before it but fed later may refer
+        to it too: the timestamp from which on there is damage."""
+        self._confused = True
+        if pts is None:
+            return _NEVER
+        return self._spoil(pts)
+
+    def _spoil(self, pts: int) -> int:
+        end = min((key for key in self._keyframes if key > pts), default=pts + self._healed_ticks)
+        before = itertools.takewhile(lambda fed: fed != pts, self._fed)
+        begin = max((fed + 1 for fed in before if fed < pts), default=pts)
+        self._spoiled.append((begin, end))
+        return begin
+
+    def reaches(self, pts: int | None) -> bool:
+        """Whether the picture of this timestamp is damaged, or refers to one that is."""
+        return pts is not None and any(begin <= pts < end for begin, end in self._spoiled)
+
+    def reached(self, pts: int) -> bool:
+        """The same, of what was decoded before a seek as well."""
+        return self.reaches(pts) or any(begin <= pts < end for begin, end in self._past)
+
+
+def _ended(spoiled: deque[tuple[int, int]], pts: int) -> deque[tuple[int, int]]:
+    """What is spoiled up to this timestamp at most, if it began before."""
+    if not spoiled:
+        return spoiled
+    ended = [(begin, min(end, pts) if begin < pts else end) for begin, end in spoiled]
+    return deque(ended, maxlen=_REMEMBERED)

@@ -1,0 +1,99 @@
+"""Frames that are missing between packets, where a container lets that be told.
+
+Theora in Ogg has a packet for every frame, and a fragmented MP4 numbers its fragments. That time
+passes between two packets is no sign in itself: a frame stands until the next one, and recorders of
+screens write none while nothing moves.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from workers.footage.fragments import Fragments, position
+from workers.footage.sample import Ints
+from workers.footage.theora import stores_every_frame
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.stream import Stream
+
+_MOST_MISSING = 2**20
+"""Frames that are missing at one place at most, ten hours. More in Theora are a damaged timestamp;
+in MP4, where fragments are known to be missing, they last longer."""
+
+
+class Hole(NamedTuple):
+    """A place between two packets where others are missing; in running time."""
+
+    begin: int
+    """Decoding timestamp at which the first one is missing."""
+    step: int
+    """What each of them lasts."""
+    missing: int
+    """How many they are."""
+    damaged_from: int
+    """From this timestamp on frames behind the hole may refer to what is missing, up to the next
+    keyframe; none before the hole is shown then."""
+
+
+class Holes:
+    """Finds holes while packets pass by in decoding order."""
+
+    def __init__(self, codec: str, fragments: Fragments | None) -> None:
+        self._stored = stores_every_frame(codec)
+        self._fragments = fragments
+        self._until: int | None = None
+        self._step = 0
+        self._latest = 0
+        self._least_delay = 2**63
+        self._position: int | None = None
+
+    def before(self, packet: Packet[Stream], pts: int | None, dts: int | None) -> Hole | None:
+        """The hole before a packet that has these timestamps in running time."""
+        duration = packet.duration
+        if pts is None or dts is None or not duration or packet.is_discard:
+            return None
+        until, self._until = self._until, dts + duration
+        step, self._step = min(duration, self._step or duration), duration
+        latest, self._latest = self._latest, max(self._latest, pts)
+        self._least_delay = min(self._least_delay, pts - dts)
+        at, self._position = self._position, position(packet)
+        if until is None:
+            self._latest = pts
+            return None
+        if 2 * (dts - until) < step or not self._lacks(at, self._position):
+            return None
+        missing = round((dts - until) / step)
+        if missing > _MOST_MISSING:
+            if self._stored:
+                return None
+            missing, step = _MOST_MISSING, (dts - until) // _MOST_MISSING
+        damaged_from = latest + 1
+        if not packet.is_keyframe:
+            damaged_from = min(damaged_from, dts + self._least_delay)
+        return Hole(until, step, missing, damaged_from)
+
+    def _lacks(self, earlier: int | None, later: int | None) -> bool:
+        if self._stored or self._fragments is None or earlier is None or later is None:
+            return self._stored
+        return self._fragments.lack_between(earlier, later)
+
+
+def missing_times(hole: Hole, pts: Ints, delays: Ints) -> Ints:
+    """When the missing frames of a hole would be shown: at times that are no other frame's, the
+    earliest that its packets may have.
+
+    `pts` are the timestamps of the frames that are there, ascending; `delays` how much later than
+    decoded they are shown, at least and at most.
+    """
+    least, most = delays.tolist()
+    slots = hole.missing + -(-(most - least) // hole.step)
+    times = hole.begin + least + hole.step * np.arange(slots, dtype=np.int64)
+    at = np.searchsorted(pts, times)
+    after = pts[np.minimum(at, len(pts) - 1)] - times
+    before = times - pts[np.maximum(at - 1, 0)]
+    free = 2 * np.minimum(np.abs(after), np.abs(before)) > hole.step
+    missing: Ints = times[free][: hole.missing]
+    return missing
