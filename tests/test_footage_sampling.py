@@ -83,6 +83,23 @@ def test_with_every_frame_a_pause_begins_after_its_last(tmp_path: Path) -> None:
     assert seconds(found) == [(3.1, 9.5)]
 
 
+def test_a_pause_of_an_interlaced_stream_is_a_gap(tmp_path: Path) -> None:
+    """A frame that may be followed by its second field does not stand for the pause behind it."""
+    path = encode(
+        tmp_path / "pause.ts",
+        frames(100),
+        codec="mpeg2video",
+        rate=25,
+        options={"g": "12", "flags": "+ildct+ilme"},
+        pts=lambda number: number + 150 * (number >= 50),
+    )
+    info, _index = probe(os.fspath(path))
+    assert info.interlaced
+    _, found = read(path, Sampling(SamplingMode.EVERY_FRAME, None))
+    assert seconds(found) == [(2.1, 8.0)]
+    assert len(found) == 100 + 1
+
+
 @pytest.mark.parametrize(("suffix", "lost"), [("ts", 9), ("mp4", PAUSE), ("flv", PAUSE)])
 def test_a_picture_that_stands_is_no_pause(suffix: str, lost: int, tmp_path: Path) -> None:
     """A second without a picture, and any time in containers whose pictures stand until the

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import av
 import pytest
+from av.packet import Packet
+from av.stream import Stream
 from footage_fields import field_pictures
 from footage_files import encode, frames, x264
 
@@ -65,7 +67,7 @@ def in_pairs(path: Path, first: int) -> Path:
     )
 
 
-def _at(packet: av.Packet, pts: int) -> av.Packet:
+def _at(packet: Packet[Stream], pts: int) -> Packet[Stream]:
     packet.pts = packet.dts = pts
     return packet
 
@@ -80,6 +82,41 @@ def test_frames_of_one_timestamp_are_all_had(first: int, tmp_path: Path) -> None
     whole = one_pass(path)
     assert pictures(read(path, EVERY)) == whole
     assert pictures(read(path, KEYFRAMES)) == whole[::30]
+
+
+@pytest.mark.parametrize("most", [2, 7, 31])
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranges_do_not_part_frames_of_one_timestamp(
+    first: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read in several goes, each from the start, a video of frames in pairs gives every frame once:
+    by their order in a range the frames of a pair are told apart."""
+    monkeypatch.setattr("workers.footage.plan.MOST_SAMPLES", most)
+    path = in_pairs(tmp_path / "pairs.mkv", first)
+    info, index = probe(os.fspath(path))
+    assert len(plan(info, index, EVERY)) > 2
+    assert pictures(read(path, EVERY)) == one_pass(path)
+
+
+def swapped(number: int, packet: Packet[Stream]) -> Packet[Stream]:
+    packet.pts, packet.dts = (number ^ 1) + 2, number
+    return packet
+
+
+def test_intra_pictures_that_are_stored_out_of_order_are_shown_in_order(tmp_path: Path) -> None:
+    """Each is a keyframe, and yet no range may begin at one: the file is read in one piece, and has
+    every frame at its own time."""
+    path = encode(
+        tmp_path / "swapped.mkv",
+        frames(60),
+        codec="mjpeg",
+        pixel_format="yuvj420p",
+        change=swapped,
+    )
+    info, _index = probe(os.fspath(path))
+    assert info.sequential_reason == "keyframes are not in the order of their timestamps"
+    whole = one_pass(path)
+    assert pictures(read(path, EVERY)) == [whole[number ^ 1] for number in range(60)]
 
 
 def test_more_frames_than_microseconds_end_no_task(tmp_path: Path) -> None:
