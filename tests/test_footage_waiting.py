@@ -79,8 +79,9 @@ def read(path: Path, sampling: Sampling) -> list[DecodedSample | Gap]:
 def test_pictures_are_made_of_samples_alone(
     sampling: Sampling, gop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is decoded for the sake of others is not scaled, be it near a sample or not."""
-    path = encode(tmp_path / "film.mp4", frames(240), options=x264(gop=gop))
+    """What is decoded for the sake of others is not scaled, be it near a sample or not; but for a
+    bidirectional picture that follows one, and may have to stand in for it."""
+    path = encode(tmp_path / "film.mp4", frames(240), options=x264(gop=gop, bframes=1))
     made = []
     picture = Renderer.picture
 

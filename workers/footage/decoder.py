@@ -374,10 +374,14 @@ class Decoder(Generic[_Taken]):
                 self._damage.add(frame.pts)
             if not whole_only:
                 yield self._taken(frame)
-                continue
-            self._between.append((frame.pts, self._taken(frame)))
-            if frame.pict_type != PictureType.B or len(self._between) > _BETWEEN:
+            elif frame.pict_type == PictureType.B:
+                if len(self._between) == _BETWEEN:
+                    yield from self._settled()
+                self._between.append((frame.pts, self._taken(frame)))
+            else:
                 yield from self._settled()
+                if not self._damage.reaches(frame.pts):
+                    yield self._taken(frame)
 
     def _settled(self) -> Iterator[_Taken]:
         """What has waited and is not damaged."""
