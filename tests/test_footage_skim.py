@@ -51,6 +51,7 @@ def scanned(path: Path, stream_index: int) -> Index:
             fields=lambda: False,
             limit=2**20,
             holds=source.holds,
+            holes=source.holes(),
         )
 
 

@@ -333,7 +333,7 @@ def _unread(source: Source) -> _Loss:
     """Why a planned frame never came as a packet."""
     if source.promised_size > source.size:
         return _TRUNCATED
-    return _GONE if source.holes() is None else _MISSING
+    return _MISSING if source.knows_holes else _GONE
 
 
 def _joined(results: Iterable[DecodedSample | Gap]) -> Iterator[DecodedSample | Gap]:

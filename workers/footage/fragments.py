@@ -167,13 +167,8 @@ def with_other_recordings(
             fragments.passed_over += 1
 
 
-def position(packet: Packet[Stream]) -> int | None:
-    """The offset at which a packet lies in the file, if known."""
-    return packet.opaque if packet.pos is None and isinstance(packet.opaque, int) else packet.pos
-
-
 def _shown(hidden: Packet[Stream], stream: Stream) -> Packet[Stream]:
-    """A copy, for the mark of a packet cannot be changed."""
+    """A copy, for the mark of a packet cannot be changed; `holes.position` finds it."""
     packet = Packet(bytes(hidden))
     packet.stream = stream
     packet.time_base = hidden.time_base

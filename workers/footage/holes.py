@@ -1,17 +1,17 @@
 """Frames that are missing between packets, where a container lets that be told.
 
-Theora in Ogg has a packet for every frame, and a fragmented MP4 numbers its fragments. That time
-passes between two packets is no sign in itself: a frame stands until the next one, and recorders of
-screens write none while nothing moves.
+Theora in Ogg has a packet for every frame, a fragmented MP4 numbers its fragments, and the packets
+of Matroska and FLV lie side by side in the file. That time passes between two packets is no sign in
+itself: a frame stands until the next one, and recorders of screens write none while nothing moves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from workers.footage.fragments import Fragments, position
 from workers.footage.sample import Ints
 from workers.footage.theora import stores_every_frame
 
@@ -19,16 +19,34 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.stream import Stream
 
+    from workers.footage.fragments import Fragments
+
+_TILED = frozenset(("matroska,webm", "flv"))
+_BETWEEN_BYTES = 2**10
+"""Bytes from which on what lies between two packets of a tiled container was one, and cannot be
+read any more. Headers of blocks and clusters take up to 25."""
 _MOST_MISSING = 2**20
 """Frames that are missing at one place at most, ten hours. More in Theora are a damaged timestamp;
 in MP4, where fragments are known to be missing, they last longer."""
+
+
+def position(packet: Packet[Stream]) -> int | None:
+    """The offset at which a packet lies in the file, if known."""
+    return packet.opaque if packet.pos is None and isinstance(packet.opaque, int) else packet.pos
+
+
+def are_tiled(container: str) -> bool:
+    """Whether the packets of a container follow each other in the file, of whichever stream."""
+    return container in _TILED
 
 
 class Hole(NamedTuple):
     """A place between two packets where others are missing; in running time."""
 
     begin: int
-    """Decoding timestamp at which the first one is missing."""
+    """Timestamp at which the first one is missing."""
+    decoding: bool
+    """Whether that is a decoding timestamp, or one of presentation."""
     step: int
     """What each of them lasts."""
     missing: int
@@ -41,7 +59,10 @@ class Hole(NamedTuple):
 class Holes:
     """Finds holes while packets pass by in decoding order."""
 
-    def __init__(self, codec: str, fragments: Fragments | None) -> None:
+    def __init__(self, codec: str, fragments: Fragments | None, *, tiled: bool) -> None:
+        """`tiled`: `covering` sees the packets of all streams."""
+        self._tiled = tiled
+        self._uncovered = False
         self._stored = stores_every_frame(codec)
         self._fragments = fragments
         self._until: int | None = None
@@ -50,12 +71,29 @@ class Holes:
         self._least_delay = 2**63
         self._position: int | None = None
 
+    def covering(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+        """Watch the packets of all streams go by, for what lies between them in the file."""
+        if not self._tiled:
+            yield from packets
+            return
+        reached = None
+        for packet in packets:
+            if packet.pos is not None:
+                if reached is not None and packet.pos > reached + _BETWEEN_BYTES:
+                    self._uncovered = True
+                reached = max(reached or 0, packet.pos + packet.size)
+            yield packet
+
     def before(self, packet: Packet[Stream], pts: int | None, dts: int | None) -> Hole | None:
         """The hole before a packet that has these timestamps in running time."""
-        duration = packet.duration
+        duration, decoding = packet.duration, self._fragments is not None
+        if not decoding:
+            # FFmpeg makes up decoding timestamps of Matroska, wrong ones behind a hole.
+            dts = pts
         if pts is None or dts is None or not duration or packet.is_discard:
             return None
-        until, self._until = self._until, dts + duration
+        until = self._until
+        self._until = dts + duration if until is None else max(until, dts + duration)
         step, self._step = min(duration, self._step or duration), duration
         latest, self._latest = self._latest, max(self._latest, pts)
         self._least_delay = min(self._least_delay, pts - dts)
@@ -63,7 +101,9 @@ class Holes:
         if until is None:
             self._latest = pts
             return None
-        if 2 * (dts - until) < step or not self._lacks(at, self._position):
+        lacks = 2 * (dts - until) >= step and self._lacks(at, self._position)
+        self._uncovered = False
+        if not lacks:
             return None
         missing = round((dts - until) / step)
         if missing > _MOST_MISSING:
@@ -73,9 +113,11 @@ class Holes:
         damaged_from = latest + 1
         if not packet.is_keyframe:
             damaged_from = min(damaged_from, dts + self._least_delay)
-        return Hole(until, step, missing, damaged_from)
+        return Hole(until, decoding, step, missing, damaged_from)
 
     def _lacks(self, earlier: int | None, later: int | None) -> bool:
+        if self._tiled:
+            return self._uncovered
         if self._stored or self._fragments is None or earlier is None or later is None:
             return self._stored
         return self._fragments.lack_between(earlier, later)
@@ -88,7 +130,7 @@ def missing_times(hole: Hole, pts: Ints, delays: Ints) -> Ints:
     `pts` are the timestamps of the frames that are there, ascending; `delays` how much later than
     decoded they are shown, at least and at most.
     """
-    least, most = delays.tolist()
+    least, most = delays.tolist() if hole.decoding else (0, 0)
     slots = hole.missing + -(-(most - least) // hole.step)
     times = hole.begin + least + hole.step * np.arange(slots, dtype=np.int64)
     at = np.searchsorted(pts, times)

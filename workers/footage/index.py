@@ -173,7 +173,7 @@ def read_index(
     headers, told_beside = _Headers(extradata), container not in _HEADERS_INSIDE
     found: list[tuple[int, Hole]] = []
     seen = lacking = untimed = contradictions = compared = damaged = others_end_us = 0
-    for packet in packets:
+    for packet in packets if holes is None else holes.covering(packets):
         if packet.stream_index != stream_index:
             others_end_us = max(others_end_us, _end_us(packet))
             continue

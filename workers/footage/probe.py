@@ -15,7 +15,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
-from workers.footage.fragments import position
+from workers.footage.holes import are_tiled, position
 from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
 from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
@@ -112,8 +112,9 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         landmarks = Landmarks()
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
+        every_stream = source.stream_duration is None or are_tiled(source.container)
         packets = itertools.chain(
-            source.packets(every_stream=source.stream_duration is None, lost=True),
+            source.packets(every_stream=every_stream, lost=True),
             source.last_promised(),
         )
         try:
@@ -129,7 +130,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 fields=lambda: peek.frame is not None and peek.frame.interlaced_frame,
                 limit=MAX_PACKETS,
                 holds=source.holds,
-                holes=source.holes(),
+                holes=source.holes(every_stream=every_stream),
             )
         except OverflowError:
             raise _too_many_packets(name) from None

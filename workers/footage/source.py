@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from storage.records import shown_path
 from workers.footage.fragments import Fragments, with_other_recordings
-from workers.footage.holes import Holes
+from workers.footage.holes import Holes, are_tiled
 from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
 from workers.footage.skim import (
     BUFFER_BYTES,
@@ -240,12 +240,18 @@ class Source:
         """Whether a packet that was read is in the file, and not only in its tables."""
         return self._skimmed is None or (packet.pos or 0) + packet.size <= self.size
 
-    def holes(self) -> Holes | None:
-        """Finds frames that are missing among the packets from here on; None where nothing tells
-        of them."""
-        if self.fragments is None and not stores_every_frame(self.codec):
+    @property
+    def knows_holes(self) -> bool:
+        """Whether an index of it tells of frames that are missing."""
+        return are_tiled(self.container) or self.holes() is not None
+
+    def holes(self, *, every_stream: bool = False) -> Holes | None:
+        """Finds frames that are missing among the packets (or those of all streams) from here on;
+        None where nothing tells of them."""
+        tiled = every_stream and are_tiled(self.container)
+        if self.fragments is None and not stores_every_frame(self.codec) and not tiled:
             return None
-        return Holes(self.codec, self.fragments)
+        return Holes(self.codec, self.fragments, tiled=tiled)
 
     @property
     def codec(self) -> str:
