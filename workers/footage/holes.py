@@ -1,8 +1,9 @@
 """Frames that are missing between packets, where a container lets that be told.
 
-Theora in Ogg has a packet for every frame, a fragmented MP4 numbers its fragments, and the packets
-of Matroska and FLV lie side by side in the file. That time passes between two packets is no sign in
-itself: a frame stands until the next one, and recorders of screens write none while nothing moves.
+Theora in Ogg has a packet for every frame, a fragmented MP4 numbers its fragments, a transport
+stream its pieces, and the packets of Matroska and FLV lie side by side in the file. That time
+passes between two packets is no sign in itself: a frame stands until the next one, and recorders of
+screens write none while nothing moves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from workers.footage.fragments import Fragments
 
 _TILED = frozenset(("matroska,webm", "flv"))
+_NUMBERED = frozenset(("mpegts",))
+_MARKED_BEFORE = 3
+"""Packets up to which a mark of corruption may come before the hole that it is about: a parser lags
+behind by one, and the packet before the hole is marked, for nothing tells that it is complete."""
 _BETWEEN_BYTES = 2**10
 """Bytes from which on what lies between two packets of a tiled container was one, and cannot be
 read any more. Headers of blocks and clusters take up to 25."""
@@ -33,6 +38,11 @@ in MP4, where fragments are known to be missing, they last longer."""
 def position(packet: Packet[Stream]) -> int | None:
     """The offset at which a packet lies in the file, if known."""
     return packet.opaque if packet.pos is None and isinstance(packet.opaque, int) else packet.pos
+
+
+def are_numbered(container: str) -> bool:
+    """Whether a container marks packets near which a part of the file is missing."""
+    return container in _NUMBERED
 
 
 def are_tiled(container: str) -> bool:
@@ -59,9 +69,13 @@ class Hole(NamedTuple):
 class Holes:
     """Finds holes while packets pass by in decoding order."""
 
-    def __init__(self, codec: str, fragments: Fragments | None, *, tiled: bool) -> None:
+    def __init__(
+        self, container: str, codec: str, fragments: Fragments | None, *, tiled: bool
+    ) -> None:
         """`tiled`: `covering` sees the packets of all streams."""
         self._tiled = tiled
+        self._numbered = are_numbered(container)
+        self._marked = 0
         self._uncovered = False
         self._stored = stores_every_frame(codec)
         self._fragments = fragments
@@ -86,10 +100,11 @@ class Holes:
 
     def before(self, packet: Packet[Stream], pts: int | None, dts: int | None) -> Hole | None:
         """The hole before a packet that has these timestamps in running time."""
-        duration, decoding = packet.duration, self._fragments is not None
+        duration, decoding = packet.duration, not (self._stored or self._tiled)
         if not decoding:
             # FFmpeg makes up decoding timestamps of Matroska, wrong ones behind a hole.
             dts = pts
+        self._marked = _MARKED_BEFORE if packet.is_corrupt else self._marked - 1
         if pts is None or dts is None or not duration or packet.is_discard:
             return None
         until = self._until
@@ -116,8 +131,8 @@ class Holes:
         return Hole(until, decoding, step, missing, damaged_from)
 
     def _lacks(self, earlier: int | None, later: int | None) -> bool:
-        if self._tiled:
-            return self._uncovered
+        if self._tiled or self._numbered:
+            return self._uncovered or self._marked >= 0
         if self._stored or self._fragments is None or earlier is None or later is None:
             return self._stored
         return self._fragments.lack_between(earlier, later)

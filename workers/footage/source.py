@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 
 from storage.records import shown_path
 from workers.footage.fragments import Fragments, with_other_recordings
-from workers.footage.holes import Holes, are_tiled
+from workers.footage.holes import Holes, are_numbered, are_tiled
 from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
 from workers.footage.skim import (
     BUFFER_BYTES,
@@ -249,9 +249,10 @@ class Source:
         """Finds frames that are missing among the packets (or those of all streams) from here on;
         None where nothing tells of them."""
         tiled = every_stream and are_tiled(self.container)
-        if self.fragments is None and not stores_every_frame(self.codec) and not tiled:
+        told = self.fragments is not None or stores_every_frame(self.codec)
+        if not (told or tiled or are_numbered(self.container)):
             return None
-        return Holes(self.codec, self.fragments, tiled=tiled)
+        return Holes(self.container, self.codec, self.fragments, tiled=tiled)
 
     @property
     def codec(self) -> str:
