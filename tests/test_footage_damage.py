@@ -177,7 +177,7 @@ def test_a_dropped_packet_is_no_endless_search(tmp_path: Path) -> None:
     results = list(read_range(os.fspath(holed), info, task, EVERY, size=SIZE, fit=Fit.SQUASH))
     gaps = [result for result in results if isinstance(result, Gap)]
     assert [(gap.kind, gap.start_us, gap.end_us) for gap in gaps] == [
-        (GapKind.READ_ERROR, 3_967_000, 4_000_000)
+        (GapKind.DAMAGED, 3_967_000, 4_000_000)
     ]
     assert len(results) == 240
 

@@ -150,7 +150,14 @@ class _Reader:
             return
         slots = self._grid.slots(self.range, self._end_us)
         found = Found(self.range, self._grid, self._render)
-        decoder = Decoder(source, _stepping(source, beat), found.take, fields=self.info.interlaced)
+        landmark = self.range.seek_pts
+        decoder = Decoder(
+            source,
+            _stepping(source, beat),
+            found.take,
+            fields=self.info.interlaced,
+            landmark=self.info.first_pts if landmark is None else landmark,
+        )
         keyframes = self.sampling.mode is SamplingMode.KEYFRAMES
         for taken in decoder.wanted(
             wanted, self.range.seek_pts, splittable=splittable, keyframes=keyframes
@@ -168,7 +175,7 @@ class _Reader:
                 loss = _DAMAGED if wanted[i] in decoder.fed else _unread(source)
                 none = sample is None and self._may_be_none(i, decoder)
                 yield from self._placed(sample, i, slots[i], loss, none=none)
-        if not decoder.fed and _unread(source) == _GONE:
+        if not (decoder.fed or decoder.recognised or _unread(source) == _TRUNCATED):
             raise FootageError(
                 f"{shown_path(os.fsencode(self.path))}: holds none of the frames it held when it "
                 "was probed; the file changed, run or submit it again"

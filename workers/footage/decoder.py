@@ -145,14 +145,18 @@ class Decoder(Generic[_Taken]):
         take: Callable[[VideoFrame, Fraction], _Taken],
         *,
         fields: bool = False,
+        landmark: int | None = None,
     ) -> None:
-        """`fields`: the second field of a picture may be a packet of its own."""
+        """`fields`: the second field of a picture may be a packet of its own. `landmark`: the
+        timestamp of a packet that the file should hold."""
         self.damaged = 0
         """Packets that did not decode, and frames marked as corrupt."""
         self.fed: set[int] = set()
         """Timestamps of the wanted frames whose packets were decoded."""
         self.latest_fed = -(2**63)
         """The highest of them."""
+        self.recognised = False
+        """Whether the landmark was read."""
         self.packets = 0
         """Packets that `everything` has read."""
         self.ended_whole = False
@@ -161,6 +165,7 @@ class Decoder(Generic[_Taken]):
         self._beat = beat
         self._take = take
         self._fields = fields
+        self._landmark = landmark
         self._unwrapper: Unwrapper | None = None
         self._keyframes = False
         self._busy = False
@@ -301,6 +306,7 @@ class Decoder(Generic[_Taken]):
                 packet.pts, packet.dts = self._unwrapper.times(
                     packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
+            self.recognised |= packet.pts is not None and packet.pts == self._landmark
             self._damage.read(packet, 0 if self._unwrapper is None else self._unwrapper.jumps)
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
