@@ -39,13 +39,16 @@ class Damage:
         self._incomplete: set[int] = set()
         self._doubted = self._doubted_from = _NEVER
         self._jumps = 0
-        self.sought(source)
+        self._source = source
+        self._trusted: bool | None = None
+        self.sought()
 
-    def sought(self, source: Source) -> None:
+    def sought(self) -> None:
         """Reading goes on elsewhere."""
         self.emptied()
-        self._holes = source.holes()
+        self._holes = self._source.holes()
         self._marked = False
+        self._due: int | None = None
 
     def emptied(self) -> None:
         """The decoder was emptied, and begins anew."""
@@ -60,19 +63,23 @@ class Damage:
 
         It need not be fed soon, so what is known of it is noted for then.
         """
-        if jumps > self._jumps:
-            # Another recording begins there: of the one before nothing is missing.
+        dts, due, self._due = packet.dts, self._due, None
+        follows = due is not None and dts is not None and dts <= due
+        if jumps > self._jumps or (packet.is_keyframe and follows):
+            # Another recording begins there, or the next piece of it: nothing need be missing.
             self._jumps = jumps
             self._incomplete.discard(self._doubted)
             kept = [one for one in self._spoiled if one[0] != self._doubted_from]
             self._spoiled = deque(kept, maxlen=_REMEMBERED)
-        marked, self._marked = self._marked, packet.is_corrupt
+        marked, self._marked = self._marked, packet.is_corrupt and self._are_trusted()
         if packet.pts is None:
             return
         if marked if self._lags else self._marked:
+            self._due = None if dts is None else dts + 3 * (packet.duration or 0) // 2
             self._doubted, self._doubted_from = packet.pts, _NEVER
             self._incomplete.add(packet.pts)
-        hole = None if self._holes is None else self._holes.before(packet, packet.pts, packet.dts)
+        holes = None if self._trusted is False else self._holes
+        hole = None if holes is None else holes.before(packet, packet.pts, packet.dts)
         if hole is not None:
             self._spoil(hole.damaged_from)
             self._behind_holes.add(packet.pts)
@@ -81,6 +88,11 @@ class Damage:
         """Whether the decoder should be emptied before a packet: what it has made up for missing
         frames would mix up the references behind a keyframe, too."""
         return packet.is_keyframe and (self._confused or packet.pts in self._behind_holes)
+
+    def _are_trusted(self) -> bool:
+        if self._trusted is None:
+            self._trusted = not self._lags or self._source.marks_are_rare()
+        return self._trusted
 
     def fed(self, packet: Packet[Stream]) -> None:
         """A packet is fed. What is shown from a keyframe on is whole again."""

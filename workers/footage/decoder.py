@@ -324,11 +324,11 @@ class Decoder(Generic[_Taken]):
         """Aim before a timestamp; False where reading begins at the file's first packet instead."""
         self._busy = False
         self._between.clear()
-        self._damage.sought(self._source)
-        if back < len(BACK_S) and self._source.seek(pts - self._ticks(BACK_S[back])):
-            return True
-        self._source.rewind()
-        return False
+        found = back < len(BACK_S) and self._source.seek(pts - self._ticks(BACK_S[back]))
+        if not found:
+            self._source.rewind()
+        self._damage.sought()
+        return found
 
     def _decoded(
         self, packet: Packet[Stream], *, only_references: bool = False, whole_only: bool = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -21,6 +21,8 @@ from workers.footage.rejection import rejection
 _PIECE_BYTES = 2**20
 _LARGEST_HEAD = 2**24
 """Bytes of a fragment's tables at most."""
+_MOST_DAMAGED = 2**10
+"""Damaged tables after which the search for fragments ends."""
 _HEAD_BYTES, _LONG_HEAD_BYTES = 8, 16
 _COMPARED = 4096
 """Fragments among which one that comes again is looked for, and twice as many are remembered."""
@@ -35,8 +37,10 @@ class _Fragment:
     """When the samples of the track begin, in its ticks."""
     checksum: int
     """Of its tables, which hold the size of every sample."""
-    follows_missing: bool
-    """Whether others are missing before it, or damaged."""
+    step: int
+    """By how much the number is greater than the one before in the file."""
+    follows_damage: bool
+    """Whether the tables of this one or one before it, of any track, are damaged."""
 
 
 class Fragments:
@@ -53,47 +57,64 @@ class Fragments:
         self._beat = beat
         self._walked = 0
         self._whole = False
-        self._number = self._step = 0
-        self._leapt = False
-        self._known: list[_Fragment] = []
+        self._number = 0
+        self._step = 0
+        self._damaged = False
         self._decided: tuple[_Fragment, bool] | None = None
+        self._usual_step, self._judged_until = 1, 0
+        self._known: list[_Fragment] = []
 
     def lack_between(self, earlier: int, later: int) -> bool:
-        """Whether fragments are missing between those that hold these two offsets."""
+        """Whether fragments are missing between those that hold these two offsets, between which
+        time passes. Steps of the numbers that come where none does are usual in the file: of a
+        track that was taken out of a file with others, say."""
         self._read_past(later)
+        for fragment in self._known[self._at(self._judged_until) + 1 : self._at(earlier) + 1]:
+            self._usual_step = max(self._usual_step, fragment.step)
+        self._judged_until = max(self._judged_until, later)
         if not self._known or earlier < self._known[0].begin:
             return False
         between = self._known[self._at(earlier) + 1 : self._at(later) + 1]
-        return any(fragment.follows_missing for fragment in between)
+        return any(one.follows_damage or one.step > self._usual_step for one in between)
 
     def follow_others(self, offset: int) -> bool:
         """Whether a fragment that is not the first holds an offset."""
         self._read_past(offset)
         return self._at(offset) > 0
 
-    def begin_again(self, offset: int) -> bool:
-        """Whether a fragment that is not the first, holds an offset, and is not later than the one
-        before belongs to another recording; it may be a copy, too, or out of order."""
+    def are_passed_over(self, offset: int) -> bool:
+        """Whether the fragment that holds an offset, and is not the first, is a copy of one before
+        or out of order: its number is missing among those before."""
         self._read_past(offset)
         at = self._at(offset)
         fragment = self._known[at]
         if self._decided is None or self._decided[0] is not fragment:
             before = self._known[max(0, at - _COMPARED) : at]
-            self._decided = fragment, _begins_again(fragment, before, self._known[at + 1 : at + 2])
+            numbers = {one.number for one in before}
+            copied = any(one.checksum == fragment.checksum for one in before)
+            within = min(numbers) < fragment.number < max(numbers)
+            self._decided = fragment, copied or (within and fragment.number not in numbers)
         return self._decided[1]
 
     def last_behind(self, offset: int) -> int | None:
         """When the samples of the last fragment behind an offset begin, in ticks of the track;
         None where there is none. Demuxers go from box to box, so behind missing bytes they find
         nothing any more; this reads all that is there."""
-        last = None
+        last, searched, damaged = None, 0, 0
         try:
             with open(self._path, "rb", buffering=0) as file:
                 descriptor = file.fileno()
-                for begin in _found(descriptor, b"moof", offset, self._beat):
-                    size = int.from_bytes(os.pread(descriptor, 4, begin - 4), "big")
-                    head = _content(descriptor, begin + 4, begin - 4 + size)
+                for at in _found(descriptor, b"moof", offset, self._beat):
+                    if at < searched or os.pread(descriptor, 4, at + _HEAD_BYTES) != b"mfhd":
+                        continue
+                    self._beat()
+                    end = at - 4 + int.from_bytes(os.pread(descriptor, 4, at - 4), "big")
+                    head = _content(descriptor, at + 4, end)
                     last = max(filter(None, (last, _start(head, self._track))), default=last)
+                    if not _is_damaged(head):
+                        searched = end
+                    elif (damaged := damaged + 1) > _MOST_DAMAGED:
+                        break
         except OSError as error:
             raise rejection(self._path, error) from error
         return last
@@ -123,29 +144,15 @@ class Fragments:
 
     def _add(self, begin: int, head: bytes) -> None:
         number = _number(head)
-        step = number - self._number
-        if step > 0 and self._number:
-            # A track that was taken out of a file with others keeps its numbers.
-            self._leapt |= step > max(1, self._step)
-            self._step = min(step, self._step or step)
+        if self._number:
+            self._step = max(self._step, number - self._number)
         self._number = number or self._number
-        self._leapt |= _is_damaged(head)
+        self._damaged |= _is_damaged(head)
         start = _start(head, self._track)
         if start is not None:
-            self._known.append(_Fragment(begin, number, start, crc32(head), self._leapt))
-            self._leapt = False
-
-
-def _begins_again(
-    fragment: _Fragment, before: Sequence[_Fragment], following: Sequence[_Fragment]
-) -> bool:
-    latest = max(one.start for one in before)
-    if following and following[0].start <= latest:
-        return True
-    numbers = [one.number for one in before]
-    copied = any(one.checksum == fragment.checksum for one in before)
-    misplaced = fragment.number < max(numbers) and fragment.number not in numbers
-    return not (copied or misplaced)
+            fragment = _Fragment(begin, number, start, crc32(head), self._step, self._damaged)
+            self._known.append(fragment)
+            self._step, self._damaged = 0, False
 
 
 def with_other_recordings(
@@ -154,17 +161,18 @@ def with_other_recordings(
     """The same packets, but for those of fragments that are copies or out of order.
 
     FFmpeg hides the samples of a fragment that is earlier than the one before: those of another
-    recording are shown all the same.
+    recording are shown all the same, and of several copies in a row the others go, too.
     """
+    passing = False
     for packet in packets:
-        if not packet.is_discard or packet.stream_index != stream.index:
+        if packet.stream_index != stream.index or not (packet.is_discard or passing):
             yield packet
         elif packet.pos is None or not fragments.follow_others(packet.pos):
             yield packet  # Hidden by an edit list.
-        elif fragments.begin_again(packet.pos):
-            yield _shown(packet, stream)
-        else:
+        elif passing := fragments.are_passed_over(packet.pos):
             fragments.passed_over += 1
+        else:
+            yield _shown(packet, stream) if packet.is_discard else packet
 
 
 def _shown(hidden: Packet[Stream], stream: Stream) -> Packet[Stream]:
@@ -192,7 +200,8 @@ def _found(descriptor: int, kind: bytes, at: int, beat: Callable[[], None]) -> I
 def _outer(descriptor: int, at: int) -> Iterator[tuple[bytes, int, int, int]]:
     """Kind, offset, offset of the content and end of the boxes from there on that follow each
     other."""
-    while len(head := os.pread(descriptor, _LONG_HEAD_BYTES, at)) >= _HEAD_BYTES:
+    whole = os.fstat(descriptor).st_size
+    while at < whole and len(head := os.pread(descriptor, _LONG_HEAD_BYTES, at)) >= _HEAD_BYTES:
         size, content = int.from_bytes(head[:4], "big"), at + _HEAD_BYTES
         if size == 1:
             size, content = int.from_bytes(head[8:], "big"), at + _LONG_HEAD_BYTES

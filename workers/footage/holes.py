@@ -8,7 +8,7 @@ screens write none while nothing moves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -28,11 +28,11 @@ _MARKED_BEFORE = 3
 """Packets up to which a mark of corruption may come before the hole that it is about: a parser lags
 behind by one, and the packet before the hole is marked, for nothing tells that it is complete."""
 _BETWEEN_BYTES = 2**10
-"""Bytes from which on what lies between two packets of a tiled container was one, and cannot be
-read any more. Headers of blocks and clusters take up to 25."""
+"""Bytes from which on what lies between two packets of a tiled container is looked at. Headers of
+blocks and clusters take up to 25."""
 _MOST_MISSING = 2**20
 """Frames that are missing at one place at most, ten hours. More in Theora are a damaged timestamp;
-in MP4, where fragments are known to be missing, they last longer."""
+in others, where something is known to be missing, they last longer."""
 
 
 def position(packet: Packet[Stream]) -> int | None:
@@ -70,10 +70,16 @@ class Holes:
     """Finds holes while packets pass by in decoding order."""
 
     def __init__(
-        self, container: str, codec: str, fragments: Fragments | None, *, tiled: bool
+        self,
+        container: str,
+        codec: str,
+        fragments: Fragments | None,
+        *,
+        lead_on: Callable[[int, int, int], bool] | None,
     ) -> None:
-        """`tiled`: `covering` sees the packets of all streams."""
-        self._tiled = tiled
+        """`lead_on` tells of a tiled container, of which `covering` sees the packets of all
+        streams, whether its elements lead from a packet's offset and end to the next packet."""
+        self._lead_on = lead_on
         self._numbered = are_numbered(container)
         self._marked = 0
         self._uncovered = False
@@ -87,24 +93,27 @@ class Holes:
 
     def covering(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         """Watch the packets of all streams go by, for what lies between them in the file."""
-        if not self._tiled:
+        if self._lead_on is None:
             yield from packets
             return
-        reached = None
+        begin = end = -1
         for packet in packets:
             if packet.pos is not None:
-                if reached is not None and packet.pos > reached + _BETWEEN_BYTES:
-                    self._uncovered = True
-                reached = max(reached or 0, packet.pos + packet.size)
+                if packet.pos > end + _BETWEEN_BYTES and begin >= 0:
+                    self._uncovered |= not self._lead_on(begin, end, packet.pos)
+                # The frames of one block have one offset.
+                end = packet.size + (end if packet.pos == begin else packet.pos)
+                begin = packet.pos
             yield packet
 
     def before(self, packet: Packet[Stream], pts: int | None, dts: int | None) -> Hole | None:
         """The hole before a packet that has these timestamps in running time."""
-        duration, decoding = packet.duration, not (self._stored or self._tiled)
+        duration, decoding = packet.duration, not (self._stored or self._lead_on)
         if not decoding:
             # FFmpeg makes up decoding timestamps of Matroska, wrong ones behind a hole.
             dts = pts
         self._marked = _MARKED_BEFORE if packet.is_corrupt else self._marked - 1
+        uncovered, self._uncovered = self._uncovered, False
         if pts is None or dts is None or not duration or packet.is_discard:
             return None
         until = self._until
@@ -116,9 +125,7 @@ class Holes:
         if until is None:
             self._latest = pts
             return None
-        lacks = 2 * (dts - until) >= step and self._lacks(at, self._position)
-        self._uncovered = False
-        if not lacks:
+        if 2 * (dts - until) < step or not (uncovered or self._lacks(at, self._position)):
             return None
         missing = round((dts - until) / step)
         if missing > _MOST_MISSING:
@@ -131,10 +138,8 @@ class Holes:
         return Hole(until, decoding, step, missing, damaged_from)
 
     def _lacks(self, earlier: int | None, later: int | None) -> bool:
-        if self._tiled or self._numbered:
-            return self._uncovered or self._marked >= 0
-        if self._stored or self._fragments is None or earlier is None or later is None:
-            return self._stored
+        if self._fragments is None or earlier is None or later is None:
+            return self._stored or (self._numbered and self._marked >= 0)
         return self._fragments.lack_between(earlier, later)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workers.footage.clock import Slots, Unwrapper, lacks_times
-from workers.footage.holes import Hole, Holes, missing_times
+from workers.footage.holes import Hole, Holes, are_numbered, missing_times
 from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
 from workers.footage.sample import Flags, Ints
 
@@ -24,8 +24,14 @@ _UNTIMED = -(2**63)
 
 KEYFRAMES_COMPARED = 512
 """Keyframes whose own headers are compared with their mark; an encoder does not change its kind."""
+_MARKED_SHARE = 4
+"""The part of the packets that may be marked as damaged where marks are not a muxer's habit."""
 _HEADERS_INSIDE = frozenset(("mpegts", "mpeg"))
 """Containers whose pictures bring their headers along, and other things beside every packet."""
+
+
+class TooManyPacketsError(Exception):
+    """A stream has more packets than its index may hold."""
 
 
 class _Headers:
@@ -166,7 +172,7 @@ def read_index(
     `frame_rate` and `delay` serve only files without timestamps; `delay` is asked at the end for
     the packets that the decoder took before it gave a frame, and `fields` whether that may come in
     two. `holds` tells whether a packet is in the file, or only in its tables, and `holes` what is
-    missing between them. OverflowError above `limit` packets.
+    missing between them. TooManyPacketsError above `limit` packets.
     """
     frames = _Frames()
     unwrapper = Unwrapper(container, time_base)
@@ -179,15 +185,13 @@ def read_index(
             continue
         seen += 1
         if seen > limit:
-            raise OverflowError(limit)
-        lost = not holds(packet)
-        lacking += lost
-        hidden = packet.is_discard
+            raise TooManyPacketsError
+        lacking += (lost := not holds(packet))
+        hidden, key = packet.is_discard, packet.is_keyframe
         shown, decoded = unwrapper.times(packet.pts, packet.dts, packet.duration, hidden=hidden)
         for side in packet.iter_sidedata() if told_beside else ():
             headers.tell(side, first=seen == 1)
         damaged += packet.is_corrupt
-        key = packet.is_keyframe
         if key and not lost and compared < KEYFRAMES_COMPARED:
             compared += 1
             head = bytes(memoryview(packet)[:HEAD_BYTES])
@@ -215,7 +219,10 @@ def read_index(
         times, step = _expected(frames.dts, container, codec, delay())
         lengths = np.maximum(lengths, step) if slotted else np.ones(len(times), np.int64)
         time_base = time_base if slotted else 1 / frame_rate
-    columns = _with_missing(found, frames.delays(), (times, lengths, flags, absent))
+    habit = are_numbered(container) and _MARKED_SHARE * damaged > seen
+    columns = _with_missing(
+        () if habit else found, frames.delays(), (times, lengths, flags, absent)
+    )
     promised_pts = _end(*columns[:2])
     kept = _sampled(columns[0], columns[3])
     times, lengths = columns[0][kept], columns[1][kept]

@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
 from workers.footage.holes import are_tiled, position
-from workers.footage.index import KEYFRAMES_COMPARED, Index, read_index
+from workers.footage.index import KEYFRAMES_COMPARED, Index, TooManyPacketsError, read_index
 from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
 from workers.footage.picture import orientation, upright_size
@@ -132,7 +132,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
                 holds=source.holds,
                 holes=source.holes(every_stream=every_stream),
             )
-        except OverflowError:
+        except TooManyPacketsError:
             raise _too_many_packets(name) from None
         except Rejected:
             raise
@@ -317,6 +317,9 @@ def _behind_us(source: Source, index: Index, end: int | None) -> int:
         return 0
     start = source.fragments.last_behind(end)
     if start is None or start < index.first_dts:
+        return 0
+    behind_us = scaled_one(start - index.end_pts, index.time_base * 1_000_000)
+    if behind_us < _TRUNCATED_US:
         return 0
     return scaled_one(start - index.first_dts, index.time_base * 1_000_000)
 

@@ -20,6 +20,7 @@ from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
+from workers.footage.chains import lead_on
 from workers.footage.fragments import Fragments, with_other_recordings
 from workers.footage.holes import Holes, are_numbered, are_tiled
 from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
@@ -67,6 +68,9 @@ _MOST_LOST_BYTES, _LOST_PACKET_BYTES = 2**32, 2**12
 ten hours of them only the last count."""
 _MOST_BETWEEN = 2**36
 """Bytes of lost packets that are passed over for the sake of others behind them."""
+_MARKS_COUNTED, _MARKED_SHARE = 256, 4
+"""Packets at the beginning by which marks of corruption are judged, and the part of them that may
+be marked."""
 _CHAINED = frozenset(("ivf",))
 """Containers in which only a packet's size tells where the next one is. They have no tables, so a
 read that lacks memory was told an absurd size, and what follows is not found."""
@@ -252,7 +256,21 @@ class Source:
         told = self.fragments is not None or stores_every_frame(self.codec)
         if not (told or tiled or are_numbered(self.container)):
             return None
-        return Holes(self.container, self.codec, self.fragments, tiled=tiled)
+        lead_on = self._lead_on if tiled else None
+        return Holes(self.container, self.codec, self.fragments, lead_on=lead_on)
+
+    def _lead_on(self, begin: int, end: int, to: int) -> bool:
+        try:
+            return lead_on(self.path, self.container, begin, end, to)
+        except OSError as error:
+            raise rejection(self.path, error) from error
+
+    def marks_are_rare(self) -> bool:
+        """Whether packets marked as corrupt are exceptions, by the beginning of the file. Some
+        muxers count wrongly, or write wrong lengths, and nearly all are."""
+        with Source(self.path, self.stream.index, beat=self.beat) as source:
+            marks = [one.is_corrupt for one in itertools.islice(source.packets(), _MARKS_COUNTED)]
+        return _MARKED_SHARE * sum(marks) <= len(marks)
 
     @property
     def codec(self) -> str:
