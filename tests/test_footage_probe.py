@@ -280,7 +280,7 @@ def test_the_default_stream_is_analysed_else_the_largest(
     assert (info.width, info.height) == streams[index][:2]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "ts"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "flv", "ts", "asf"])
 def test_sound_that_outlasts_the_picture_is_no_truncation(suffix: str, tmp_path: Path) -> None:
     """Five seconds of sound over two of picture: the video lasts two seconds, without a gap."""
     path = with_sound(tmp_path / f"long_sound.{suffix}", seconds=5, pictures=60)
@@ -290,12 +290,12 @@ def test_sound_that_outlasts_the_picture_is_no_truncation(suffix: str, tmp_path:
 
 
 @pytest.mark.parametrize("percent", [55, 85])
-@pytest.mark.parametrize("suffix", ["mkv", "flv", "mp4", "avi"])
+@pytest.mark.parametrize("suffix", ["mkv", "flv", "mp4", "avi", "wmv"])
 def test_a_cut_file_lasts_what_its_header_says(suffix: str, percent: int, tmp_path: Path) -> None:
     """Of a file that is cut the duration is the header's, and the warning says what is lacking."""
     options = {"movflags": "+faststart"} if suffix == "mp4" else {}
-    codec = "mpeg4" if suffix == "avi" else "libx264"
-    coding = {"bf": "2"} if suffix == "avi" else x264()
+    codec = {"avi": "mpeg4", "wmv": "wmv2"}.get(suffix, "libx264")
+    coding = {"avi": {"bf": "2"}, "wmv": {"g": "30"}}.get(suffix, x264())
     path = tmp_path / f"cut.{suffix}"
     encode(path, frames(240), codec=codec, options=coding, container_options=options)
     os.truncate(path, path.stat().st_size * percent // 100)
@@ -303,6 +303,23 @@ def test_a_cut_file_lasts_what_its_header_says(suffix: str, percent: int, tmp_pa
     assert 7_900_000 <= info.duration_us <= 8_100_000
     assert info.indexed_us < 7_500_000
     assert any("truncated" in warning for warning in info.warnings)
+
+
+@pytest.mark.parametrize(
+    ("at", "field"), [(88, b"\3"), (64, bytes(8)), (64, b"\xff" * 8), (80, b"\xff" * 8)]
+)
+def test_a_header_of_asf_that_tells_no_duration_promises_none(
+    at: int, field: bytes, tmp_path: Path
+) -> None:
+    """What was sent while it was recorded, and what is damaged, lasts as long as its pictures."""
+    path = encode(tmp_path / "whole.wmv", frames(60), codec="wmv2")
+    data = bytearray(path.read_bytes())
+    begin = data.index(bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")) + at
+    data[begin : begin + len(field)] = field
+    path.write_bytes(data)
+    info, _index = probe(os.fspath(path))
+    assert info.duration_us == info.indexed_us == 2_000_000
+    assert not any("truncated" in warning for warning in info.warnings)
 
 
 @pytest.mark.parametrize("slow", [1, 75])

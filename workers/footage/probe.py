@@ -15,6 +15,7 @@ from av.stream import Stream
 from av.video.frame import VideoFrame
 
 from storage.records import VideoInfo, shown_path
+from workers.footage.asf import header_end_us
 from workers.footage.holes import are_tiled, position
 from workers.footage.index import KEYFRAMES_COMPARED, Index, TooManyPacketsError, read_index
 from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
@@ -112,7 +113,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         landmarks = Landmarks()
         stream = source.stream
         # A header that tells only the file's duration needs the other streams for comparison.
-        every_stream = source.stream_duration is None or are_tiled(source.container)
+        every_stream = _stream_duration(source) is None or are_tiled(source.container)
         packets = itertools.chain(
             source.packets(every_stream=every_stream, lost=True),
             source.last_promised(),
@@ -297,17 +298,27 @@ def _header_us(source: Source, index: Index) -> int | None:
     if source.container == "avi" and source.header_frames and stream.time_base:
         # FFmpeg shortens the stream's duration to what the file's size makes likely.
         return scaled_one(source.header_frames, stream.time_base * 1_000_000)
-    if stream.duration is not None and stream.time_base:
+    duration, file_us = _stream_duration(source), _file_us(source)
+    if duration is not None and stream.time_base:
         # A fragmented MP4's may be its end, of a piece out of the middle of a live stream.
         late = max(0, index.first_dts) if source.fragments else 0
         lasting = index.end_pts - index.first_pts
-        told = (stream.duration, stream.duration - late)
-        ticks = min(told, key=lambda duration: abs(duration - lasting))
+        ticks = min((duration, duration - late), key=lambda told: abs(told - lasting))
         return scaled_one(max(0, ticks), stream.time_base * 1_000_000)
-    if source.container_us is None:
+    if file_us is None:
         return None
     late_us = scaled_one(max(0, index.first_pts), index.time_base * 1_000_000)
-    return source.container_us - late_us if late_us < source.container_us else source.container_us
+    return file_us - late_us if late_us < file_us else file_us
+
+
+def _stream_duration(source: Source) -> int | None:
+    """The stream's own duration by the header, in its time base. ASF tells the file's alone."""
+    return None if source.container == "asf" else source.stream_duration
+
+
+def _file_us(source: Source) -> int | None:
+    """Duration of the longest stream by the header, in microseconds."""
+    return header_end_us(source.path) if source.container == "asf" else source.container_us
 
 
 def _behind_us(source: Source, index: Index, end: int | None) -> int:
@@ -344,9 +355,9 @@ def _missing_us(
         return 0
     if source.header_frames and index.packets >= source.header_frames:
         return 0  # Every frame of the container's table was there: its duration is wrong.
-    if source.stream_duration is None:
+    if _stream_duration(source) is None:
         # The file's duration covers its sound, and sound may outlast the picture.
-        file_us = source.container_us or 0
+        file_us = _file_us(source) or 0
         return 0 if index.others_end_us >= file_us - tolerance_us else missing_us
     return missing_us
 
