@@ -6,6 +6,7 @@ Index and decoder feed these the same packets in the same order, and so agree.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from fractions import Fraction
 
 _REORDERED = {"mpeg4": 0, "h264": 16, "hevc": 16}
@@ -20,6 +21,19 @@ _FALL_S = Fraction(1, 10)
 _LEAP_S, _LEAP_STEPS = 10, 16
 """What a running clock may step ahead, in seconds (the threshold of the ffmpeg command) or in steps
 of the one before (no codec reorders over more frames), whichever is more."""
+_ASTRAY = 16
+"""Packets for which one damaged timestamp may lead a running clock astray: it has few between two
+timestamps, whose times follow from it. What comes back later does so by chance."""
+
+
+@dataclass(slots=True)
+class _Stray:
+    """A clock that leapt or fell back, and may have been led astray."""
+
+    due: int
+    """When it is back where it would be, in its own ticks."""
+    shift: int
+    packets: int = 0
 
 
 class Unwrapper:
@@ -34,13 +48,14 @@ class Unwrapper:
         """Packets that did not follow the one before, or are shown at another time than decoded."""
         self.cuts = 0
         """Places where an edit list goes on in another part of the file."""
+        self._runs = container in _RUNNING_CLOCKS
         self._fall = int(_FALL_S / time_base)
-        self._leap = int(_LEAP_S / time_base) if container in _RUNNING_CLOCKS else 2**63
+        self._leap = int(_LEAP_S / time_base) if self._runs else 2**63
         self._shift = 0
         self._dts: int | None = None
         self._step = 0
         self._next = 0
-        self._strayed: tuple[int, int] | None = None
+        self._stray: _Stray | None = None
         self._far = int(_LEAP_S / time_base)
         self._hidden = False
 
@@ -59,18 +74,17 @@ class Unwrapper:
                 # whose times are right as they stand.
                 self.cuts += 1
                 self._dts = None
-            elif self._is_back(dts, step):
-                self._shift = self._strayed[1] if self._strayed else 0
-                self._strayed = None
+            elif (stray := self._stray) is not None and self._is_back(stray, dts, step):
+                self._shift, self._stray = stray.shift, None
                 self.jumps += 1
                 self._dts = None
             elif step < -self._fall or step > farthest:
-                self._strayed = self._next, self._shift
+                self._note_stray()
                 self._shift += self._next - dts
                 self.jumps += 1
                 self._dts = None
-            elif step > max(self._far, _LEAP_STEPS * self._step):
-                self._strayed = self._next, self._shift
+            elif step > self._longest_pause():
+                self._note_stray()
             if step > 0:
                 self._step = step
         self._hidden = hidden
@@ -79,20 +93,36 @@ class Unwrapper:
             self._dts, self._next = dts, end
         else:
             self._dts, self._next = max(self._dts, dts), max(self._next, end)
+        if self._runs and self._stray is not None:
+            self._stray.due += duration or 1
+            self._stray.packets += 1
+            if self._stray.packets == _ASTRAY:
+                self._stray = None
         if pts is not None and abs(pts - dts) > farthest:
             self.jumps += 1
             pts = dts
         return (None if pts is None else pts + self._shift), dts + self._shift
 
-    def _is_back(self, dts: int, step: int) -> bool:
-        """Whether the clock goes on where it was before it strayed: the timestamp of one cluster of
-        Matroska, say, was damaged. Clocks of recorders that run do so by chance alone."""
-        if self._strayed is None or self._leap < 2**63:
-            return False
-        until, shift = self._strayed
-        if shift == self._shift:
-            return step < -self._fall and dts >= until - self._fall
-        return abs(dts + shift - self._next - self._shift) <= self._fall
+    def _longest_pause(self) -> int:
+        """Steps above this may be those of a clock that strays."""
+        if self._runs:
+            return max(self._fall, 2 * self._step)
+        return max(self._far, _LEAP_STEPS * self._step)
+
+    def _note_stray(self) -> None:
+        # Several damaged timestamps in a row lead away from the same clock.
+        if not self._runs or self._stray is None or self._stray.shift == self._shift:
+            self._stray = _Stray(self._next, self._shift)
+
+    def _is_back(self, stray: _Stray, dts: int, step: int) -> bool:
+        """Whether the clock goes on where it was before it strayed: the timestamp of one packet, or
+        of one cluster of Matroska, was damaged. Clocks of recorders are exact where they are."""
+        led_on = stray.shift == self._shift
+        if self._runs:
+            return (step < -self._fall or not led_on) and abs(dts - stray.due) <= self._fall
+        if led_on:
+            return step < -self._fall and dts >= stray.due - self._fall
+        return abs(dts + stray.shift - self._next - self._shift) <= self._fall
 
 
 def lacks_times(container: str, codec: str) -> bool:
