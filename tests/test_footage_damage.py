@@ -44,6 +44,26 @@ def read(path: Path, sampling: Sampling, task_us: int = 1_000_000) -> list[Decod
     return results
 
 
+@pytest.mark.parametrize("spoiled", [3, 7, 22, 30])
+def test_damage_that_moves_the_end_of_a_frame_is_seen(spoiled: int, tmp_path: Path) -> None:
+    """Of WMV, whose decoder goes on with whatever it reads, a frame that does not end where its
+    packet does is damaged; a whole file has none."""
+
+    def flipped(number: int, packet: Packet[Stream]) -> Packet[Stream]:
+        data = bytearray(bytes(packet))
+        data[len(data) // 2] ^= 0x10
+        return replaced(packet, bytes(data)) if number == spoiled else packet
+
+    coding = {"codec": "wmv2", "options": {"g": "20"}}
+    whole = read(encode(tmp_path / "whole.wmv", frames(60), **coding), EVERY)
+    hurt = read(encode(tmp_path / "hurt.wmv", frames(60), **coding, change=flipped), EVERY)
+    unhurt = {one.start_us: one.picture.tobytes() for one in whole if not isinstance(one, Gap)}
+    assert len(unhurt) == 60
+    shown = {one.start_us: one.picture.tobytes() for one in hurt if not isinstance(one, Gap)}
+    assert shown.items() < unhurt.items()
+    assert 60 - len(shown) <= 20
+
+
 @pytest.mark.parametrize("container", ["mp4", "mkv", "ts"])
 @pytest.mark.parametrize("spoiled", [range(1), range(3), range(210, 211), range(215, 240)])
 def test_damage_stays_in_its_group(container: str, spoiled: range, tmp_path: Path) -> None:

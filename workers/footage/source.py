@@ -52,6 +52,9 @@ _LONGEST_CREATED = 100
 
 _WITHOUT_FIELDS = frozenset(("huffyuv", "ffvhuff"))
 """Codecs of captured video whose pictures do not say whether they are interlaced."""
+_ENDS_CHECKED = frozenset(("wmv1", "wmv2"))
+"""Codecs of which FFmpeg compares the end of a frame with that of its packet if it is told to. Most
+damage moves it, for they have no marks in between; whole packets end with their frame."""
 _PROGRESSIVE = 1
 """FFmpeg's field orders: unknown, progressive, and four that are interlaced."""
 
@@ -360,7 +363,8 @@ class Source:
                 f"{name}: {context.width}x{context.height} pictures are larger than "
                 f"{MAX_PIXELS} pixels; convert it to a smaller size",
             )
-        context.options = {"max_pixels": str(MAX_PIXELS)}
+        checked = {"err_detect": "buffer"} if self.codec in _ENDS_CHECKED else {}
+        context.options = {"max_pixels": str(MAX_PIXELS), **checked}
         # One thread a process scales with the processes; threads inside one hardly do.
         context.thread_count = 1
 
