@@ -150,14 +150,42 @@ def test_damage_without_a_keyframe_after_it_ends_after_ten_seconds(tmp_path: Pat
     assert (lost.start_us, lost.end_us) == (2_500_000, 12_500_000)
 
 
+def theora(path: Path, *paging: str) -> Path:
+    """Eight seconds of pictures, a keyframe every 16 of them."""
+    source = ["-f", "lavfi", "-i", "testsrc2=s=160x96:r=30:d=8"]
+    coding = ["-c:v", "libtheora", "-q:v", "6", "-g", "16", *paging]
+    subprocess.run(["ffmpeg", "-v", "error", *source, *coding, os.fspath(path)], check=True)
+    return path
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command")
+def test_a_packet_across_a_missing_page_is_damaged(tmp_path: Path) -> None:
+    """Whichever page of an Ogg is missing, what began before it is not shown with the end of what
+    goes on behind it; of a whole file all frames are."""
+    path = theora(tmp_path / "whole.ogv", "-pagesize", "4000")
+    true = {
+        sample.t_us: sample.picture.tobytes()
+        for sample in read(path, EVERY)
+        if isinstance(sample, DecodedSample)
+    }
+    assert len(true) == 240
+    head, *pages = path.read_bytes().split(b"OggS")
+    across = 0
+    for number in range(10, len(pages) - 10, 6):
+        path.write_bytes(b"OggS".join([head, *pages[:number], *pages[number + 1 :]]))
+        _info, index = probe(os.fspath(path))
+        across += index.marked_damaged
+        for sample in read(path, EVERY):
+            if isinstance(sample, DecodedSample):
+                assert sample.picture.tobytes() == true[sample.t_us]
+    assert across > 0
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg command")
 def test_pages_that_are_missing_from_an_ogg_are_a_gap(tmp_path: Path) -> None:
     """Theora has a packet for every frame, so where none is there some are missing; what follows is
     made of them, up to the next keyframe."""
-    path = tmp_path / "video.ogv"
-    source = ["-f", "lavfi", "-i", "testsrc2=s=160x96:r=30:d=8"]
-    coding = ["-c:v", "libtheora", "-q:v", "6", "-g", "16", "-page_duration", "100000"]
-    subprocess.run(["ffmpeg", "-v", "error", *source, *coding, os.fspath(path)], check=True)
+    path = theora(tmp_path / "video.ogv", "-page_duration", "100000")
     true = {
         sample.t_us: sample.picture.tobytes()
         for sample in read(path, EVERY)
