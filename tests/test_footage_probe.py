@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -302,6 +303,25 @@ def test_a_cut_file_lasts_what_its_header_says(suffix: str, percent: int, tmp_pa
     info, _index = probe(os.fspath(path))
     assert 7_900_000 <= info.duration_us <= 8_100_000
     assert info.indexed_us < 7_500_000
+    assert any("truncated" in warning for warning in info.warnings)
+
+
+def test_a_cut_file_whose_clock_strayed_before_lasts_what_its_header_says(tmp_path: Path) -> None:
+    """One damaged timestamp of a Matroska cluster does not hide that the end is missing."""
+    limit = {"cluster_time_limit": "1000"}
+    coding = x264(bframes=0)
+    path = tmp_path / "cut.mkv"
+    encode(path, frames(240), options=coding, container_options=limit)
+    data = bytearray(path.read_bytes())
+    starts = [found.start() for found in re.finditer(rb"\x1f\x43\xb6\x75", data)]
+    assert len(starts) > 6
+    at = data.index(b"\xe7\x82", starts[3], starts[4]) + 2
+    data[at : at + 2] = (100).to_bytes(2)
+    path.write_bytes(data[: starts[5]])
+    info, index = probe(os.fspath(path))
+    assert index.jumps == 2
+    assert 7_900_000 <= info.duration_us <= 8_100_000
+    assert info.indexed_us < 6_000_000
     assert any("truncated" in warning for warning in info.warnings)
 
 

@@ -41,6 +41,7 @@ def indexed(
         sequential_reason=reason,
         packets=frames,
         jumps=0,
+        moved=False,
         cuts=0,
         marked_damaged=0,
         others_end_us=0,

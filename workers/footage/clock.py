@@ -59,6 +59,11 @@ class Unwrapper:
         self._far = int(_LEAP_S / time_base)
         self._hidden = False
 
+    @property
+    def moved(self) -> bool:
+        """Whether what was read last stands elsewhere than its own clock says."""
+        return self._shift != 0
+
     def times(
         self, pts: int | None, dts: int | None, duration: int | None, *, hidden: bool = False
     ) -> tuple[int | None, int | None]:

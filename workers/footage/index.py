@@ -110,6 +110,8 @@ class Index:
     """Packets that the file holds, those of frames that are not presented included."""
     jumps: int
     """Times the clock fell back or leapt ahead."""
+    moved: bool
+    """The clock did not come back to itself after that: its end stands elsewhere than it says."""
     cuts: int
     """Places where an edit list goes on in another part of the file."""
     marked_damaged: int
@@ -249,6 +251,7 @@ def read_index(
         sequential_reason=next(reasons, None),
         packets=seen - lacking,
         jumps=unwrapper.jumps,
+        moved=unwrapper.moved,
         cuts=unwrapper.cuts,
         marked_damaged=damaged,
         others_end_us=others_end_us,

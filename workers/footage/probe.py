@@ -347,8 +347,8 @@ def _missing_us(
         # The header may cover time before the first picture, and edits longer than what they show.
         promised = index.promised_pts - index.first_pts
         return scaled_one(promised, index.time_base * 1_000_000) - indexed_us
-    if index.jumps:
-        return 0
+    if index.moved:
+        return 0  # Recordings were joined, and the header tells of one.
     tolerance_us = max(_TRUNCATED_US, int(3_000_000 / frame_rate) if frame_rate else 0)
     missing_us = (header_us or 0) - indexed_us
     if missing_us <= tolerance_us:
