@@ -9,6 +9,7 @@ from collections import deque
 from av.packet import Packet
 from av.stream import Stream
 
+from workers.footage.signs import Signs
 from workers.footage.source import Source
 
 _HEALED_S = 10
@@ -25,7 +26,8 @@ class Damage:
     """What is damaged near the place of decoding.
 
     A decoder tells of a damaged packet by an error, or by a frame marked as corrupt, whose lost
-    blocks it has made up. What follows until the next keyframe is made of that, and is not marked.
+    blocks it has made up; of some it says nothing, which packets show by signs of their own. What
+    follows until the next keyframe is made of that, and is not marked.
     """
 
     def __init__(self, source: Source) -> None:
@@ -41,11 +43,13 @@ class Damage:
         self._jumps = 0
         self._source = source
         self._trusted: bool | None = None
+        self._signs = Signs(source.codec)
         self.sought()
 
     def sought(self) -> None:
         """Reading goes on elsewhere."""
         self.emptied()
+        self._signs.sought(self._source.extradata)
         self._holes = self._source.holes()
         self._marked = False
         self._due: int | None = None
@@ -96,6 +100,7 @@ class Damage:
 
     def fed(self, packet: Packet[Stream]) -> None:
         """A packet is fed. What is shown from a keyframe on is whole again."""
+        told = self._signs.tell(packet)
         pts = packet.pts
         if pts is None:
             return
@@ -111,6 +116,8 @@ class Damage:
             begin = self.add(pts)
             if pts == self._doubted:
                 self._doubted_from = begin
+        if told:
+            self.add(pts)
 
     def add(self, pts: int | None) -> int:
         """The picture of this timestamp is damaged. What is shown before it but fed later may refer

@@ -8,11 +8,12 @@ H.265 7.3.1.2, H.263 5.1, ISO/IEC 14496-2 6.2.5, ISO/IEC 13818-2 6.2.3, RFC 6386
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from workers.footage.sample import Flags
+from workers.footage.units import length_size, units
 
 HEAD_BYTES = 2**14
 """Bytes of a keyframe's packet that are looked at: its first slices begin there."""
@@ -23,7 +24,6 @@ _HEVC_FIRST_NON_VCL, _HEVC_IRAP = 32, range(16, 24)
 _SLICES_READ = 16
 _H263_EXTENDED = 7
 _DIRAC_PICTURE, _DIRAC_REFERENCES = 8, 3
-_START_CODE = b"\x00\x00\x01"
 _INTRA_BY_CUSTOM = frozenset(("png", "cfhd"))
 """Codecs that FFmpeg knows to have other pictures, and recordings of which hold none."""
 _MARKED_IN_A_ROW = 32
@@ -61,7 +61,8 @@ def is_hidden(codec: str, packet: memoryview) -> bool:
 
 
 def _hevc_needs_others(extradata: bytes, packet: bytes) -> bool:
-    kinds = ((unit[0] >> 1) & 0x3F for unit in _units(packet, _length_size(extradata, 21)))
+    spans = units(packet, length_size("hevc", extradata))
+    kinds = ((packet[begin] >> 1) & 0x3F for begin, _end in spans)
     picture = next((kind for kind in kinds if kind < _HEVC_FIRST_NON_VCL), None)
     return picture is not None and picture not in _HEVC_IRAP
 
@@ -95,42 +96,19 @@ def _dirac_needs_others(_extradata: bytes, packet: bytes) -> bool:
 
 def _h264_needs_others(extradata: bytes, packet: bytes) -> bool:
     slices = 0
-    for unit in _units(packet, _length_size(extradata, 4)):
-        kind = unit[0] & 0x1F
+    for begin, _end in units(packet, length_size("h264", extradata)):
+        kind = packet[begin] & 0x1F
         if kind == _H264_IDR:
             return False
         if kind != _H264_SLICE:
             continue
-        _first_macroblock, slice_type = _exp_golomb(unit[1:16], 2)
+        _first_macroblock, slice_type = _exp_golomb(packet[begin + 1 : begin + 16], 2)
         if slice_type not in _H264_INTRA_SLICES:
             return True
         slices += 1
         if slices == _SLICES_READ:
             break
     return False
-
-
-def _length_size(extradata: bytes, at: int) -> int:
-    """Bytes of a unit's length prefix by the configuration record; 0 where start codes divide."""
-    framed = len(extradata) > at and extradata[0] == 1
-    return (extradata[at] & 3) + 1 if framed else 0
-
-
-def _units(packet: bytes, length_size: int) -> Iterator[bytes]:
-    """The beginnings (up to 64 bytes) of a packet's network abstraction layer units."""
-    if length_size:
-        at = 0
-        while at + length_size < len(packet):
-            size = int.from_bytes(packet[at : at + length_size], "big")
-            at += length_size
-            if size:
-                yield packet[at : at + min(size, 64)]
-            at += size
-        return
-    at = packet.find(_START_CODE)
-    while 0 <= at < len(packet) - 3:
-        yield packet[at + 3 : at + 67]
-        at = packet.find(_START_CODE, at + 3)
 
 
 def _exp_golomb(data: bytes, count: int) -> list[int]:
