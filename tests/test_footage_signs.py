@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from av.packet import Packet
 from av.video.frame import VideoFrame
+from footage_fields import field_pictures
 from footage_files import (
     HARD_FILES,
     Picture,
     encode,
     frames,
+    joined,
     patch,
     remuxed,
     replaced,
@@ -26,10 +28,12 @@ from footage_files import (
 from footage_reference import SAMPLINGS, SIZE, Sample, digest, read_all
 
 from storage.records import Fit, Gap, GapKind, Sampling, SamplingMode
+from workers.footage.frame_numbers import FrameNumbers
 from workers.footage.picture import Renderer
 from workers.footage.probe import probe
 from workers.footage.signs import Signs
 from workers.footage.source import Source
+from workers.footage.units import units
 
 EVERY = Sampling(SamplingMode.EVERY_FRAME, None)
 X265 = "crf=12:keyint=30:bframes=0:log-level=none:pools=1:frame-threads=1"
@@ -221,3 +225,173 @@ def test_zeros_are_pictures_in_other_codecs(tmp_path: Path) -> None:
         tmp_path / "black.avi", [patch((0, 0, 0))] * 30, codec="rawvideo", pixel_format="bgr24"
     )
     assert_whole(path, 30)
+
+
+def is_referred(packet: Packet) -> bool:
+    """Whether other pictures may refer to the one of an H.264 packet with start codes."""
+    data = bytes(packet)
+    return any(
+        data[begin] & 0x1F in (1, 5) and data[begin] & 0x60 for begin, _end in units(data, 0)
+    )
+
+
+def lossy(path: Path, options: dict[str, str], loses: Callable[[int, Packet], bool]) -> Path:
+    """A recording in H.264 that lacks some packets, at which it does not stop."""
+    return noisy_video(
+        path, "libx264", options, lambda number, each: None if loses(number, each) else each
+    )
+
+
+@pytest.mark.parametrize("name", ["lossy.mp4", "lossy.mkv", "lossy.flv", "lossy.ts"])
+@pytest.mark.parametrize(
+    ("bframes", "lost"), [(0, (40, 41, 66)), (3, (39, 67)), (3, (40, 41, 42, 43, 75))]
+)
+def test_a_missing_reference_is_damage(
+    name: str, bframes: int, lost: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Packets that others refer to are missing, in place of which decoders take other pictures
+    without a word: what is made of them, up to the next keyframe, is no sample."""
+    options = x264(bframes=bframes, extra="repeat-headers=1")
+    whole = lossy(tmp_path / f"whole_{name}", options, lambda _number, _packet: False)
+    path = lossy(tmp_path / name, options, lambda number, _packet: number in lost)
+    pictures, told = decoded(path)
+    true = set(decoded(whole)[0].values())
+    assert told == 0, "the trap must be there"
+    assert not true.issuperset(pictures.values()), "the trap must be there"
+    info, index = probe(os.fspath(path))
+    for sampling in (*SAMPLINGS, EVERY):
+        _tasks, results = read_all(path, info, index, sampling)
+        samples = [result for result in results if isinstance(result, Sample)]
+        assert true.issuperset(sample.picture for sample in samples), str(sampling)
+        assert len(samples) >= 30 or sampling != EVERY
+
+
+@pytest.mark.parametrize("name", ["lossy.mp4", "lossy.ts"])
+@pytest.mark.parametrize("pyramid", ["none", "normal"])
+def test_a_missing_picture_that_nothing_refers_to_is_no_damage(
+    name: str, pyramid: str, tmp_path: Path
+) -> None:
+    """What is there is whole: every frame is a sample."""
+    options = x264(extra=f"repeat-headers=1:b-pyramid={pyramid}")
+    path = lossy(
+        tmp_path / name, options, lambda number, each: number % 9 > 2 and not is_referred(each)
+    )
+    info, _index = probe(os.fspath(path))
+    assert info.frame_count < 75, "the trap must be there"
+    assert_whole(path, info.frame_count)
+
+
+@pytest.mark.parametrize("name", ["first.mp4", "first.ts"])
+def test_pictures_missing_before_a_keyframe_are_no_damage(name: str, tmp_path: Path) -> None:
+    """The end of a group and the beginning of the file are missing: nothing is made of them."""
+    path = lossy(
+        tmp_path / name,
+        x264(bframes=0, extra="repeat-headers=1"),
+        lambda number, _packet: number < 30 or 50 <= number < 60,
+    )
+    assert_whole(path, 50)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("name", ["fields.ts", "fields.mp4", "fields.mkv"])
+def test_fields_have_one_number_for_two(name: str, apart: bool, tmp_path: Path) -> None:
+    """The second field of a frame has the number of the first, in its packet or in its own."""
+    assert alarms(field_pictures(tmp_path / name, 60, apart=apart)) == []
+
+
+def test_two_pictures_in_a_packet_are_counted(tmp_path: Path) -> None:
+    """A container that holds two frames in one packet lacks none."""
+    before: list[bytes] = []
+
+    def paired(number: int, packet: Packet) -> Packet | None:
+        before.append(bytes(packet))
+        return replaced(packet, before[-2] + before[-1]) if number % 2 else None
+
+    path = noisy_video(tmp_path / "paired.mkv", "libx264", x264(gop=300, bframes=0), paired)
+    with Source(os.fspath(path)) as source:
+        assert sum(1 for packet in source.packets() if packet.size) == 45
+    assert alarms(path) == []
+
+
+LONG_NUMBERS = "keyint=600:min-keyint=600:ref=4"
+
+
+@pytest.mark.parametrize("extras", [("", LONG_NUMBERS), (LONG_NUMBERS, "slices=3", "")])
+def test_headers_that_change_are_followed(extras: tuple[str, ...], tmp_path: Path) -> None:
+    """Recordings joined in one file whose numbers have other lengths, told beside the packets in
+    Flash and MP4, and in them in a transport stream."""
+    flash = joined(tmp_path / "joined.flv", *extras)
+    assert alarms(flash) == []
+    assert alarms(remuxed(tmp_path / "joined.mp4", flash)) == []
+    stream = b""
+    for extra in extras:
+        options = x264(extra=f"repeat-headers=1:{extra}")
+        stream += encode(tmp_path / "part.ts", frames(60), options=options).read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(stream)
+    assert alarms(path) == []
+
+
+def golomb(number: int) -> str:
+    """The bits of an unsigned Exp-Golomb number."""
+    return "0" * ((number + 1).bit_length() - 1) + f"{number + 1:b}"
+
+
+def unit(head: int, bits: str) -> bytes:
+    """A unit with a start code, whose bits hold no run of zeros."""
+    bits += "1" + "0" * (-(len(bits) + 1) % 8)
+    return b"\0\0\0\1" + bytes((head,)) + int(bits, 2).to_bytes(len(bits) // 8)
+
+
+def sequence_header(*, gaps: bool, planes: bool) -> bytes:
+    """Headers of 16 frame numbers (ITU-T H.264 7.3.2.1.1, 7.3.2.2)."""
+    profile = f"{244 if planes else 77:08b}" + "11111111" * 2 + golomb(2)
+    colours = golomb(3) + "1" + golomb(0) * 2 + "00" if planes else ""
+    sequence = profile + colours + golomb(0) + golomb(2) + golomb(1) + f"{gaps:b}" + golomb(9) * 2
+    return unit(0x67, sequence) + unit(0x68, golomb(5) + golomb(2) + "1111")
+
+
+@pytest.mark.parametrize("planes", [False, True])
+@pytest.mark.parametrize(
+    ("numbers", "missing"),
+    [
+        ("I0 P1 P2 P3 P4 P5 P6", []),
+        ("I0 P1 P2 P3 P4 P6 P7", [5]),
+        ("I0 P1 P2 P3 P13 P14 P15 P0 P1 P2 P4", [4, 10]),
+        ("I0 P1 b2 b2 P2 b3 P3 b4 b4", []),
+        ("I0 P1 b2 P2 b3 P3 b5", [6]),
+        ("I0 P1 b2 P2 b3 P4", [5]),
+        ("I0 P1 P1 P2 P2 P3 P3 P4 b5 b5", []),  # Fields.
+        ("I0 P1 P2 P3 P4 P1 P2 P3", []),  # All references were given up with picture 4.
+        ("I0 P1 P2 P3 P4 P0 P1 P2", []),
+        ("I0 P2 P4 P6 P8 P10 P12", []),  # Temporal layers were dropped on the way.
+        ("I0 P1 P3 P4 P6 P7 P9 P10", []),
+        ("I0 P1 b2 P3 b4 P5 b6 P7 b8", []),  # An encoder that counts all pictures.
+        ("I0 P0 P0 P0 P0 P0", []),
+        ("P7 P8 P9 P10 P11 P13", [5]),
+    ],
+)
+def test_frame_numbers_that_are_passed_over(numbers: str, missing: list[int], planes: bool) -> None:
+    """A reference is missing where its number is, and nowhere else: I is an IDR picture, P one that
+    others may refer to, b one that none does."""
+    for gaps in (False, True):
+        known = FrameNumbers()
+        known.learn(sequence_header(gaps=gaps, planes=planes))
+        found = []
+        for at, each in enumerate(numbers.split()):
+            head = {"I": 0x65, "P": 0x61, "b": 0x01}[each[0]]
+            plane = "01" if planes else ""
+            header = golomb(0) + golomb(5) + golomb(5) + plane + f"{int(each[1:]):04b}" + "1" * 9
+            if known.pass_over(unit(head, header), 0, keyframe=each[0] == "I"):
+                found.append(at)
+        assert found == ([] if gaps else missing)
+
+
+def test_nothing_is_said_of_headers_that_are_not_understood() -> None:
+    """Without the headers of a sequence, or with damaged ones, no number is known."""
+    pictures = [unit(0x61, golomb(0) + golomb(5) + golomb(5) + f"{at:04b}1") for at in range(12)]
+    del pictures[6]
+    for headers in (b"", b"\1\x64\0\x0b\xff\xe1\0\x20\x67", unit(0x67, "1" * 40), bytes(60)):
+        known = FrameNumbers()
+        known.learn(headers)
+        assert not any(known.pass_over(each, 0, keyframe=False) for each in pictures)

@@ -31,6 +31,7 @@ class Damage:
     """
 
     def __init__(self, source: Source) -> None:
+        self._signs = Signs(source.codec)
         self._healed_ticks = int(_HEALED_S / (source.stream.time_base or 1))
         self._lags = source.container in _LAGGING
         self._fed: deque[int] = deque(maxlen=_REMEMBERED)
@@ -43,7 +44,6 @@ class Damage:
         self._jumps = 0
         self._source = source
         self._trusted: bool | None = None
-        self._signs = Signs(source.codec)
         self.sought()
 
     def sought(self) -> None:
@@ -60,6 +60,7 @@ class Damage:
         self._spoiled.clear()
         self._keyframes.clear()
         self._fed.clear()
+        self._signs.emptied()
         self._confused = False
 
     def read(self, packet: Packet[Stream], jumps: int) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from av.packet import Packet
 from av.stream import Stream
 
-from workers.footage.units import LENGTH_SIZE_AT, START_CODE, length_size, units
+from workers.footage.frame_numbers import FrameNumbers
+from workers.footage.units import START_CODE, length_size, units
 
 _ZEROS = bytes(32)
 """What a disk, a card or a transfer leaves of a block that it lost begins with this; no code of a
@@ -36,24 +37,39 @@ class Signs:
     def __init__(self, codec: str) -> None:
         self._codec = codec
         self._length_size = 0
+        self._frame_numbers: FrameNumbers | None = None
 
     def sought(self, extradata: bytes) -> None:
         """Reading goes on elsewhere, in a stream with these global headers."""
         self._length_size = length_size(self._codec, extradata)
+        if self._codec == "h264":
+            self._frame_numbers = FrameNumbers()
+            self._frame_numbers.learn(extradata)
+
+    def emptied(self) -> None:
+        """The next packet does not follow on the one before it."""
+        if self._frame_numbers is not None:
+            self._frame_numbers.restart()
 
     def tell(self, packet: Packet[Stream]) -> bool:
         """Whether this packet is damaged, or pictures are missing that it may refer to."""
-        return self._codec in _PICTURES and lacks_block(
-            self._codec, self._length_size, bytes(packet)
+        if self._codec not in _PICTURES:
+            return False
+        if packet.has_sidedata("new_extradata"):
+            self.sought(bytes(packet.get_sidedata("new_extradata")))
+        data = bytes(packet)
+        # FFmpeg takes start codes for what they are, whatever the headers say.
+        framing = 0 if data.startswith(_USUAL_START) else self._length_size
+        missing = self._frame_numbers is not None and self._frame_numbers.pass_over(
+            data, framing, keyframe=packet.is_keyframe
         )
+        return missing or _lacks_block(self._codec, framing, data)
 
 
-def lacks_block(codec: str, length_size: int, data: bytes) -> bool:
+def _lacks_block(codec: str, length_size: int, data: bytes) -> bool:
     """Whether zeros stand in the middle of a packet's picture, where its codec has none."""
     at = data.find(_ZEROS)
-    if at < 0 or codec not in _PICTURES:
-        return False
-    if codec in LENGTH_SIZE_AT and length_size and not data.startswith(_USUAL_START):
+    if at >= 0 and length_size:
         return _lacks_block_in_units(codec, length_size, data)
     behind = 0
     while at >= 0:

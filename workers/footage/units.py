@@ -3,16 +3,18 @@ each of them (ISO/IEC 14496-15) or by start codes (ITU-T H.264 and H.265, annex 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 START_CODE = b"\x00\x00\x01"
-LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}
+_START = re.compile(START_CODE)
+_LENGTH_SIZE_AT = {"h264": 4, "hevc": 21}
 """Where a configuration record tells how many bytes a length has."""
 
 
 def length_size(codec: str, extradata: bytes) -> int:
     """Bytes of a unit's length by the configuration record; 0 where start codes divide."""
-    at = LENGTH_SIZE_AT.get(codec, len(extradata))
+    at = _LENGTH_SIZE_AT.get(codec, len(extradata))
     framed = len(extradata) > at and extradata[0] == 1
     return (extradata[at] & 3) + 1 if framed else 0
 
@@ -28,8 +30,10 @@ def units(data: bytes, length_size: int) -> Iterator[tuple[int, int]]:
             if at > begin:
                 yield begin, at
         return
-    at = data.find(START_CODE)
-    while 0 <= at < len(data) - 3:
-        begin = at + 3
-        at = data.find(START_CODE, begin)
-        yield begin, at if at >= 0 else len(data)
+    begin = len(data)
+    for start in _START.finditer(data):
+        if begin < start.start():
+            yield begin, start.start()
+        begin = start.end()
+    if begin < len(data):
+        yield begin, len(data)
