@@ -395,3 +395,76 @@ def test_nothing_is_said_of_headers_that_are_not_understood() -> None:
         known = FrameNumbers()
         known.learn(headers)
         assert not any(known.pass_over(each, 0, keyframe=False) for each in pictures)
+
+
+def test_a_damaged_header_replaces_none() -> None:
+    """Noise that looks like headers takes nothing away: the next missing picture is told."""
+    known = FrameNumbers()
+    known.learn(sequence_header(gaps=False, planes=False))
+    found = []
+    for number in (0, 1, 2, 3, 4, 6, 7):
+        packet = unit(0x61, golomb(0) + golomb(5) + golomb(5) + f"{number:04b}" + "1" * 9)
+        for noise in (
+            unit(0x67, "1" * 40),
+            unit(0x68, golomb(5) + golomb(30)),
+            unit(0x68, "0" * 9),
+        ):
+            known.pass_over(noise, 0, keyframe=False)
+        if known.pass_over(packet, 0, keyframe=False):
+            found.append(number)
+    assert found == [6]
+
+
+def ffv1(path: Path, *, gop: int = 1, change: Change = unchanged) -> Path:
+    """Thirty pictures of four slices, each with a checksum."""
+    options = {"level": "3", "slices": "4", "slicecrc": "1", "g": f"{gop}"}
+    pictures = [noisy(number) for number in range(30)]
+    return encode(path, pictures, codec="ffv1", options=options, change=change)
+
+
+def flipped(*numbers: int) -> Change:
+    """One wrong bit in the first slices of these packets."""
+
+    def change(number: int, packet: Packet) -> Packet:
+        data = bytearray(packet)
+        data[packet.size // 3] ^= 4 * (number in numbers)
+        return replaced(packet, bytes(data))
+
+    return change
+
+
+@pytest.mark.parametrize("name", ["checked.mkv", "checked.avi", "checked.nut"])
+@pytest.mark.parametrize(("gop", "lost"), [(1, 2), (10, 7 + 1)])
+def test_a_slice_with_a_wrong_checksum_is_damage(
+    name: str, gop: int, lost: int, tmp_path: Path
+) -> None:
+    """FFV1 tells one bit that is wrong: its picture is no sample, nor is what is made of it."""
+    whole = ffv1(tmp_path / f"whole_{name}", gop=gop)
+    path = ffv1(tmp_path / name, gop=gop, change=flipped(13, 29))
+    assert alarms(whole) == []
+    assert alarms(path) == [13, 29]
+    assert_found(whole, path, lost)
+
+
+def test_a_checksum_needs_no_whole_frame_before_it(tmp_path: Path) -> None:
+    """One true slice shows that there are checksums: damage in the first frame is told."""
+    assert alarms(ffv1(tmp_path / "first.mkv", change=flipped(0))) == [0]
+
+
+def test_footers_that_make_no_sense_are_damage(tmp_path: Path) -> None:
+    """Where a frame's end is lost, the places of its slices are."""
+
+    def cut(number: int, packet: Packet) -> Packet:
+        return replaced(packet, bytes(packet)[:-3]) if number == 7 else packet
+
+    assert alarms(ffv1(tmp_path / "cut.mkv", change=cut)) == [7]
+
+
+@pytest.mark.parametrize("level", ["1", "3"])
+def test_without_checksums_nothing_is_said(level: str, tmp_path: Path) -> None:
+    """FFV1 without checksums, or of the version without slices."""
+    options = {"level": level, "slicecrc": "0"} if level == "3" else {"level": level}
+    path = encode(
+        tmp_path / "plain.mkv", [noisy(at) for at in range(9)], codec="ffv1", options=options
+    )
+    assert_whole(path, 9)

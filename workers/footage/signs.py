@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable
 
 from av.packet import Packet
@@ -30,6 +31,12 @@ _PICTURES: dict[str, Callable[[int], bool]] = {
 with this byte, behind a start code or a length, belongs to a picture. Makers of cameras put what
 they like into the rest."""
 
+_MIRRORED = bytes(sum((byte >> bit & 1) << 7 - bit for bit in range(8)) for byte in range(256))
+"""By byte, its bits in the other order: RFC 9043 divides as zlib does, but from the other end."""
+_ALL_ONES = 0xFFFFFFFF
+_FOOTER_BYTES = 8
+"""Of an FFV1 slice with a checksum: 3 of its size, 1 of its state, 4 of the checksum."""
+
 
 class Signs:
     """Looks at the packets that are fed to a decoder, in their order."""
@@ -38,6 +45,7 @@ class Signs:
         self._codec = codec
         self._length_size = 0
         self._frame_numbers: FrameNumbers | None = None
+        self._checksums = _Checksums()
 
     def sought(self, extradata: bytes) -> None:
         """Reading goes on elsewhere, in a stream with these global headers."""
@@ -53,6 +61,8 @@ class Signs:
 
     def tell(self, packet: Packet[Stream]) -> bool:
         """Whether this packet is damaged, or pictures are missing that it may refer to."""
+        if self._codec == "ffv1":
+            return self._checksums.fail(bytes(packet))
         if self._codec not in _PICTURES:
             return False
         if packet.has_sidedata("new_extradata"):
@@ -64,6 +74,30 @@ class Signs:
             data, framing, keyframe=packet.is_keyframe
         )
         return missing or _lacks_block(self._codec, framing, data)
+
+
+class _Checksums:
+    """Those at the ends of an FFV1 frame's slices (RFC 9043, 4.9), by which its decoder takes a
+    slice of the frame before, and says nothing."""
+
+    def __init__(self) -> None:
+        self._true = False
+
+    def fail(self, data: bytes) -> bool:
+        """Whether a slice is damaged; never before one has shown that there are checksums."""
+        mirrored = memoryview(data.translate(_MIRRORED))
+        whole, end = True, len(data)
+        while end >= _FOOTER_BYTES:
+            footer = end - _FOOTER_BYTES
+            begin = footer - int.from_bytes(data[footer : footer + 3])
+            if begin < 0:
+                break
+            # The remainder of a slice with its checksum is 0.
+            true = zlib.crc32(mirrored[begin:end], _ALL_ONES) == _ALL_ONES
+            self._true |= true
+            whole &= true
+            end = begin
+        return self._true and not (whole and end == 0)
 
 
 def _lacks_block(codec: str, length_size: int, data: bytes) -> bool:
