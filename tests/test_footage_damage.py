@@ -118,6 +118,50 @@ def test_no_picture_is_made_of_damage(bframes: int, spoiled: int, tmp_path: Path
             assert sample.picture.tobytes() == true[sample.t_us]
 
 
+@pytest.mark.parametrize("spoiled", [37, 119])
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("film.avi", "mpeg4", {"g": "30", "bf": "2"}),
+        ("film.avi", "libx264", x264(bframes=3)),
+        ("film.h264", "libx264", x264(bframes=0)),
+        ("film.h264", "libx264", x264(bframes=3, extra="open-gop=1")),
+    ],
+    ids=["mpeg4", "h264", "bare", "bare, open groups"],
+)
+def test_damaged_frames_are_counted_and_no_samples(
+    name: str, codec: str, options: dict[str, str], spoiled: int, tmp_path: Path
+) -> None:
+    """Frames without timestamps: what damage reaches is a gap, or another frame of its bucket
+    stands in, and all others keep their places. No sample lasts over damage."""
+
+    def film(folder: str, change: Callable[[int, Packet[Stream]], Packet[Stream]]) -> Path:
+        (tmp_path / folder).mkdir()
+        pictures = [grainy(number) for number in range(120)]
+        return encode(
+            tmp_path / folder / name, pictures, codec=codec, options=options, change=change
+        )
+
+    def spoil(number: int, packet: Packet[Stream]) -> Packet[Stream]:
+        return damaged(packet) if number == spoiled else packet
+
+    whole, path = film("whole", lambda _number, packet: packet), film("damaged", spoil)
+    true = {
+        sample.t_us: sample for sample in read(whole, EVERY) if isinstance(sample, DecodedSample)
+    }
+    assert len(true) == 120
+    for sampling in (*SAMPLINGS, EVERY):
+        results = read(path, sampling)
+        samples = [result for result in results if isinstance(result, DecodedSample)]
+        assert len(samples) >= len(read(whole, sampling)) // 2
+        for sample in samples:
+            assert sample.picture.tobytes() == true[sample.t_us].picture.tobytes()
+            if sampling == EVERY:
+                assert sample.end_us == true[sample.t_us].end_us
+    gaps = [result for result in read(path, EVERY) if isinstance(result, Gap)]
+    assert {gap.kind for gap in gaps} == {GapKind.DAMAGED}
+
+
 def test_a_whole_frame_stands_in_for_one_that_refers_to_damage(tmp_path: Path) -> None:
     """Frames 50 to 79 refer to damage: of the second from 60 on, the keyframe 80 is the sample."""
     path = spoiled_at(tmp_path / "spoiled.mp4", 50, 120, x264(gop=40, bframes=0))

@@ -153,7 +153,10 @@ class Slots:
         self._steps: deque[int] = deque(maxlen=2)
         self._newest: int | None = None
         self._first: int | None = None
+        self._lost: deque[tuple[int, bool]] = deque()
         self._at = -1
+        self.passed: list[tuple[int, bool]] = []
+        """Times of frames that are lost between the latest two, and whether they were keyframes."""
 
     @property
     def step(self) -> int:
@@ -175,13 +178,26 @@ class Slots:
         self._newest = dts
         self._waiting.append(dts)
 
+    def lose(self, dts: int | None, *, key: bool) -> None:
+        """The frame of this decoding timestamp, perhaps a keyframe, will not come."""
+        if self._slotted and dts is not None:
+            self._lost.append((dts, key))
+
     def time(self) -> int:
         """The time of the next frame that the decoder gives."""
+        before = self._at
+        self._at = self._following()
+        first, self.passed = self._first or 0, []
+        while self._lost and self._lost[0][0] - first <= self._at:
+            dts, key = self._lost.popleft()
+            if before < dts - first < self._at:
+                self.passed.append((dts - first, key))
+        return self._at
+
+    def _following(self) -> int:
         if not self._waiting:
-            self._at = self.end
-            return self._at
+            return self.end
         if self._first is None:
             self._first = self._waiting[-1]
             self._waiting = deque((self._first,), self._waiting.maxlen)
-        self._at = max(self._at + 1, self._waiting.popleft() - self._first)
-        return self._at
+        return max(self._at + 1, self._waiting.popleft() - self._first)

@@ -3,7 +3,6 @@ tried again, then another frame of its bucket stands in, and at last it is a gap
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -26,6 +25,7 @@ from storage.records import (
     shown_path,
 )
 from workers.footage.clock import Slots
+from workers.footage.counted import Counted, Counter
 from workers.footage.decoder import Decoder
 from workers.footage.found import Found, Taken
 from workers.footage.memory import bounded_memory
@@ -135,8 +135,7 @@ class _Reader:
                 interlaced=source.interlaced,
             )
             if self.range.buckets and not self.range.pts:
-                decoder = Decoder(source, _stepping(source, beat), lambda *taken: taken)
-                yield from self._counted(decoder)
+                yield from _joined(self._counted(source, beat))
             else:
                 yield from _joined(self._timed(source, beat))
         if self._end_us < self.range.end_us:
@@ -252,61 +251,66 @@ class _Reader:
         bucket = self.range.buckets[position]
         return DecodedSample(bucket, taken.pts, t_us, *interval, taken.picture)
 
-    def _counted(
-        self, decoder: Decoder[tuple[VideoFrame, Fraction]]
-    ) -> Iterator[DecodedSample | Gap]:
+    def _counted(self, source: Source, beat: Callable[[], None]) -> Iterator[DecodedSample | Gap]:
         """The samples of a video without timestamps: frames are numbered as they come."""
-        tick_us = 1_000_000 * self.info.time_base
-        is_last = self.range.end_us >= self.info.duration_us
+        slots = Slots(self.info.container, self.info.codec)
+        count = Counter(self.info, self.range, self.sampling, slots, self._render)
+        decoder = Decoder(source, _stepping(source, beat), count.take, spoilt=Counted.spoilt)
         waiting: DecodedSample | None = None
-        slots, keyframes = Slots(self.info.container, self.info.codec), -1
-        last = math.ceil(self.info.indexed_us / tick_us) - 1
-        for number, (slot, (frame, pixel_aspect)) in enumerate(decoder.everything(slots)):
-            keyframes += number == 0 or frame.key_frame
-            time = min(slot, last)
-            bucket, start_us = self._placed_by_number(number, keyframes, time)
-            if bucket < self.range.bucket_start or (waiting and bucket == waiting.bucket):
-                continue
-            if bucket >= self.range.bucket_end and not is_last:
+        # Where the first bucket begins that is lost, so far, since that sample.
+        lost_us: int | None = None
+        end_us, loss = self._end_us, _DAMAGED
+        for frame in decoder.everything(slots, self.info.time_base):
+            missed = [*frame.lost, frame.place] if frame.wanted else frame.lost
+            for place in missed:
+                if place.bucket == count.answered or not count.covers(place.bucket):
+                    continue
+                start_us = min(max(place.start_us, self.range.start_us), self._end_us)
+                if place is not frame.place or frame.picture is None:
+                    lost_us = start_us if lost_us is None else lost_us
+                    continue
+                yield from self._ended(waiting, start_us, lost_us)
+                if waiting is None and lost_us is None:
+                    start_us = self.range.start_us
+                bucket, _start_us, t_us = place
+                waiting = DecodedSample(bucket, None, t_us, start_us, start_us, frame.picture)
+                count.answered, lost_us = bucket, None
+            if frame.place.bucket >= self.range.bucket_end and not count.is_last:
                 break
-            start_us = min(max(start_us, self.range.start_us), self._end_us)
-            t_us = scaled_one(time, tick_us)
-            counted = number < self.info.frame_count
-            picture = self._render(frame, pixel_aspect) if counted else None
-            if picture is None:
-                continue
-            if waiting:
-                yield replace(waiting, end_us=start_us)
-            else:
-                start_us = self.range.start_us
-            waiting = DecodedSample(bucket, None, t_us, start_us, start_us, picture)
-        # Containers count packets that hold no picture, so only damage makes a shortfall a loss,
-        # and packets that are gone.
-        end_us = self._end_us
-        gone = decoder.packets < self.info.frame_count
-        # In AVI the last frame stands at its slot, whatever was lost before.
-        shortened = decoder.damaged and not (self.info.container == "avi" and decoder.ended_whole)
-        if gone or shortened:
-            end_us = min(end_us, scaled_one(slots.end, tick_us))
+        else:
+            end_us, loss = self._end_of_count(decoder, slots)
+        if lost_us is not None:
+            end_us = lost_us
         if waiting:
             end_us = max(end_us, waiting.start_us)
             yield replace(waiting, end_us=end_us)
         else:
             end_us = self.range.start_us
         if end_us < self._end_us:
-            lost = Gap(end_us, self._end_us, GapKind.DAMAGED, "frames do not decode")
-            if gone:
-                lost = Gap(end_us, self._end_us, *_GONE)
-            yield lost
+            yield Gap(end_us, self._end_us, *loss)
 
-    def _placed_by_number(self, number: int, keyframes: int, time: int) -> tuple[int, int]:
-        """The bucket of a counted frame and where that bucket begins, in microseconds."""
-        t_us = scaled_one(time, 1_000_000 * self.info.time_base)
-        if self._grid.rate is not None:
-            bucket = scaled_one(time, self.info.time_base * self._grid.rate)
-            return bucket, scaled_one(bucket, 1_000_000 / self._grid.rate)
-        every = self.sampling.mode is SamplingMode.EVERY_FRAME
-        return (number if every else keyframes), t_us
+    def _end_of_count(self, decoder: Decoder[Counted], slots: Slots) -> tuple[int, _Loss]:
+        """Until when what was counted lasts, and why it may not be all."""
+        gone = decoder.packets < self.info.frame_count
+        # Containers count packets that hold no picture, so only damage makes a shortfall a loss,
+        # and packets that are gone. In AVI the last frame stands at its slot, whatever was lost
+        # before.
+        shortened = decoder.damaged and not (self.info.container == "avi" and decoder.ended_whole)
+        end_us = scaled_one(slots.end, 1_000_000 * self.info.time_base)
+        short = gone or shortened
+        return min(self._end_us, end_us) if short else self._end_us, _GONE if gone else _DAMAGED
+
+    def _ended(
+        self, waiting: DecodedSample | None, end_us: int, lost_us: int | None
+    ) -> Iterator[DecodedSample | Gap]:
+        """A sample that answers until the next one, or until frames are lost."""
+        shown_us = end_us if lost_us is None else lost_us
+        if waiting:
+            yield replace(waiting, end_us=shown_us)
+        elif lost_us is not None:
+            shown_us = self.range.start_us
+        if shown_us < end_us:
+            yield Gap(shown_us, end_us, *_DAMAGED)
 
 
 def _opened(path: str, info: VideoInfo, beat: Callable[[], None]) -> Source:

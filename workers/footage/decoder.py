@@ -145,9 +145,11 @@ class Decoder(Generic[_Taken]):
         take: Callable[[VideoFrame, Fraction], _Taken],
         *,
         fields: bool = False,
+        spoilt: Callable[[_Taken], _Taken] | None = None,
         landmark: int | None = None,
     ) -> None:
-        """`fields`: the second field of a picture may be a packet of its own. `landmark`: the
+        """`fields`: the second field of a picture may be a packet of its own. `spoilt`: what is
+        left of a frame that damage reaches, where it does not count as not decoded. `landmark`: the
         timestamp of a packet that the file should hold."""
         self.damaged = 0
         """Packets that did not decode, and frames marked as corrupt."""
@@ -166,11 +168,15 @@ class Decoder(Generic[_Taken]):
         self._take = take
         self._fields = fields
         self._landmark = landmark
+        self._spoilt = spoilt
+        self._slots: Slots | None = None
+        self._order = self._frame_ticks = 0
+        self._keyframes_to_come: deque[int] = deque(maxlen=_REMEMBERED)
         self._unwrapper: Unwrapper | None = None
         self._keyframes = False
         self._busy = False
         self._damage = Damage(source)
-        self._between: deque[tuple[int | None, _Taken]] = deque()
+        self._between: deque[tuple[tuple[int | None, ...], _Taken]] = deque()
         self._shapes = _Shapes(source.sample_aspect_ratio)
         self._searched = source.container in SEARCHED
         self._least_back = _BACK_SEARCHED if self._searched else 0
@@ -260,21 +266,19 @@ class Decoder(Generic[_Taken]):
         """Whether the packet of this timestamp was decoded, and nothing near it is damaged."""
         return pts in self.fed and not self._damage.reached(pts)
 
-    def everything(self, slots: Slots) -> Iterator[tuple[int, _Taken]]:
-        """All frames from the first packet on, in the order of presentation, with their times by
-        `slots`: damaged ones too, for they are numbered."""
+    def everything(self, slots: Slots, frame_s: Fraction) -> Iterator[_Taken]:
+        """All frames from the first packet on, in the order of presentation. Where `take` is called
+        for one, `slots` knows its time; `frame_s` is how long frames last, in seconds."""
+        self._slots, self._frame_ticks = slots, max(1, self._ticks(frame_s))
         for packet in self._packets():
             self.packets += 1
             damaged = self.damaged
-            frames = list(self._decoded(packet, whole_only=False))
+            frames = list(self._decoded(packet))
             self.ended_whole = self.damaged == damaged
-            if frames or self.ended_whole:
-                slots.feed(packet.dts)
-            for taken in frames:
-                yield slots.time(), taken
-        for drained in self._drained(whole_only=False):
+            yield from frames
+        for drained in self._drained():
             if drained is not None:
-                yield slots.time(), drained
+                yield drained
 
     def again(self, pts: int) -> Iterator[_Taken]:
         """All frames from a keyframe well before a timestamp on, with nothing held or skipped."""
@@ -296,7 +300,7 @@ class Decoder(Generic[_Taken]):
             if taken is not None:
                 yield taken
 
-    def _ticks(self, seconds: int) -> int:
+    def _ticks(self, seconds: int | Fraction) -> int:
         return int(seconds / (self._source.stream.time_base or 1))
 
     def _packets(self) -> Iterator[Packet[Stream]]:
@@ -307,11 +311,21 @@ class Decoder(Generic[_Taken]):
                     packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
             self.recognised |= packet.pts is not None and packet.pts == self._landmark
+            if self._slots is not None:
+                packet.pts = self._order = self._ordered(packet)
             self._damage.read(packet, 0 if self._unwrapper is None else self._unwrapper.jumps)
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
             if packet.size and self._source.holds(packet):
                 yield packet
+
+    def _ordered(self, packet: Packet[Stream]) -> int:
+        """A timestamp by the order of decoding, for damage is told by timestamps and the file has
+        none: in AVI the packet's slot."""
+        following = self._order + self._frame_ticks
+        if self._source.container == "avi" and packet.dts is not None:
+            return max(following, packet.dts)
+        return following
 
     def _primed_seek(self, pts: int, back: int = 0) -> bool:
         for packet in self._packets():
@@ -331,40 +345,47 @@ class Decoder(Generic[_Taken]):
         return found
 
     def _decoded(
-        self, packet: Packet[Stream], *, only_references: bool = False, whole_only: bool = True
+        self, packet: Packet[Stream], *, only_references: bool = False
     ) -> Iterator[_Taken]:
-        context = self._source.stream.codec_context
-        if whole_only and self._damage.ends_before(packet):
-            yield from self._emptied(whole_only)
+        context, slots = self._source.stream.codec_context, self._slots
+        # Where frames are counted those that an emptied decoder leaves out would be missed.
+        if slots is None and self._damage.ends_before(packet):
+            yield from self._emptied()
         skip: Literal["DEFAULT", "NONREF"] = (
             "NONREF" if only_references and self._busy else "DEFAULT"
         )
         context.skip_frame = skip
         self._busy = True
         self._damage.fed(packet)
+        if slots is not None and packet.is_keyframe and packet.pts is not None:
+            self._keyframes_to_come.append(packet.pts)
         try:
             frames = context.decode(packet)
         except av.error.FFmpegError:
             self.damaged += 1
             self._damage.add(packet.pts)
+            if slots is not None:
+                slots.lose(packet.dts, key=packet.is_keyframe)
         else:
+            if slots is not None:
+                slots.feed(packet.dts)
             # Other containers tell the shape themselves, for the whole of a stream.
             if self._searched and packet.is_keyframe and packet.pts is not None:
                 self._shapes.keyframe(packet.pts, self._source.decoded_aspect_ratio)
-            yield from self._judged(frames, whole_only)
+            yield from self._judged(frames)
 
-    def _drained(self, *, whole_only: bool = True) -> Iterator[_Taken | None]:
+    def _drained(self) -> Iterator[_Taken | None]:
         if not self._busy:
             return
-        yield from self._emptied(whole_only)
+        yield from self._emptied()
         self._busy = False
         self._damage.emptied()
         yield None
 
-    def _emptied(self, whole_only: bool) -> Iterator[_Taken]:
+    def _emptied(self) -> Iterator[_Taken]:
         context = self._source.stream.codec_context
         try:
-            yield from self._judged(context.decode(None), whole_only)
+            yield from self._judged(context.decode(None))
         except av.error.FFmpegError:
             self.damaged += 1
         yield from self._settled()
@@ -373,25 +394,32 @@ class Decoder(Generic[_Taken]):
     def _taken(self, frame: VideoFrame) -> _Taken:
         return self._take(frame, self._shapes.at(frame.pts))
 
-    def _judged(self, frames: list[VideoFrame], whole_only: bool) -> Iterator[_Taken]:
+    def _judged(self, frames: list[VideoFrame]) -> Iterator[_Taken]:
         for frame in frames:
             if frame.is_corrupt:
                 self.damaged += 1
                 self._damage.add(frame.pts)
-            if not whole_only:
-                yield self._taken(frame)
-            elif frame.pict_type == PictureType.B:
-                if len(self._between) == _BETWEEN:
-                    yield from self._settled()
-                self._between.append((frame.pts, self._taken(frame)))
-            else:
+            waits = frame.pict_type == PictureType.B
+            if not waits or len(self._between) == _BETWEEN:
                 yield from self._settled()
-                if not self._damage.reaches(frame.pts):
-                    yield self._taken(frame)
+            self._between.append((self._judged_by(frame.pts), self._taken(frame)))
+            if not waits:
+                yield from self._settled()
+
+    def _judged_by(self, pts: int | None) -> tuple[int | None, ...]:
+        """The timestamps of which none may be damaged. By the order of decoding a frame that is
+        shown before a keyframe, but fed after it, refers to what came before that, too."""
+        to_come = self._keyframes_to_come
+        if pts in to_come:
+            while to_come.popleft() != pts:
+                pass
+        return pts, *(key - 1 for key in to_come if pts is not None and key < pts)
 
     def _settled(self) -> Iterator[_Taken]:
         """What has waited and is not damaged."""
-        for pts, taken in self._between:
-            if not self._damage.reaches(pts):
+        for judged_by, taken in self._between:
+            if not any(map(self._damage.reaches, judged_by)):
                 yield taken
+            elif self._spoilt is not None:
+                yield self._spoilt(taken)
         self._between.clear()

@@ -1,0 +1,95 @@
+"""The frames of a video without timestamps: they are numbered as they come, and stand where the
+clock of their packets says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import NamedTuple
+
+from av.video.frame import VideoFrame
+
+from storage.records import FrameRange, Sampling, SamplingMode, VideoInfo
+from workers.footage.clock import Slots
+from workers.footage.picture import Picture
+from workers.footage.sample import scaled_one
+
+
+class Place(NamedTuple):
+    """Where a frame of a video without timestamps stands."""
+
+    bucket: int
+    start_us: int
+    """Where its bucket begins."""
+    t_us: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
+    """A frame of a video without timestamps, as it was given."""
+
+    place: Place
+    lost: list[Place]
+    """Frames that are lost between the one before and this."""
+    wanted: bool
+    """Whether it may be a sample."""
+    picture: Picture | None
+    """None where it is not wanted or damaged."""
+
+    def spoilt(self) -> Counted:
+        """The same, damaged."""
+        return replace(self, picture=None)
+
+
+class Counter:
+    """Numbers the frames of a video without timestamps as they are given."""
+
+    def __init__(
+        self,
+        info: VideoInfo,
+        frame_range: FrameRange,
+        sampling: Sampling,
+        slots: Slots,
+        render: Callable[[VideoFrame, Fraction], Picture | None],
+    ) -> None:
+        self.answered = -1
+        """The bucket of the latest sample."""
+        self.is_last = frame_range.end_us >= info.duration_us
+        self._info, self._range, self._sampling = info, frame_range, sampling
+        self._slots, self._render = slots, render
+        self._tick_us = 1_000_000 * info.time_base
+        self._last = math.ceil(info.indexed_us / self._tick_us) - 1
+        self._given = self._numbered = 0
+        self._keyframe = -1
+
+    def covers(self, bucket: int) -> bool:
+        """Whether a bucket is of the range."""
+        last = bucket < self._range.bucket_end or self.is_last
+        return bucket >= self._range.bucket_start and last
+
+    def take(self, frame: VideoFrame, pixel_aspect: Fraction) -> Counted:
+        """A frame is given; it is made a picture if its bucket has no sample yet."""
+        time, key = self._slots.time(), self._given == 0 or frame.key_frame
+        lost = [self._placed(one, key=key) for one, key in self._slots.passed]
+        place = self._placed(time, key=key)
+        eligible = key or self._sampling.mode is not SamplingMode.KEYFRAMES
+        wanted = eligible and self.covers(place.bucket) and place.bucket != self.answered
+        # Further ones are not in the index.
+        wanted = wanted and self._given < self._info.frame_count
+        self._given += 1
+        picture = self._render(frame, pixel_aspect) if wanted else None
+        return Counted(place, lost, wanted, picture)
+
+    def _placed(self, time: int, *, key: bool) -> Place:
+        """The place of the next frame."""
+        number, self._numbered = self._numbered, self._numbered + 1
+        self._keyframe += key
+        time = min(time, self._last)
+        t_us = scaled_one(time, self._tick_us)
+        if (rate := self._sampling.rate) is not None:
+            bucket = scaled_one(time, self._info.time_base * rate)
+            return Place(bucket, scaled_one(bucket, 1_000_000 / rate), t_us)
+        every = self._sampling.mode is SamplingMode.EVERY_FRAME
+        return Place(number if every else self._keyframe, t_us, t_us)
