@@ -225,3 +225,94 @@ def test_empty_slots_of_uncompressed_pictures_are_counted(tmp_path: Path) -> Non
     path = standing(tmp_path / "still.avi")
     path.write_bytes(path.read_bytes().replace(b"00dc", b"00db"))
     assert probe(os.fspath(path))[0].duration_us == 10_000_000
+
+
+def chunks_of(path: Path) -> list[tuple[int, int]]:
+    """Where the chunks of an AVI's only stream lie, by its index, and how long they are."""
+    with av.open(str(path)) as container:
+        entries = container.streams.video[0].index_entries
+        return [(entry.pos, entry.size) for entry in entries]
+
+
+@pytest.mark.parametrize("lost", [range(37, 49), range(60, 61)], ids=str)
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("mpeg4", {"g": "30", "bf": "0"}),
+        ("mpeg4", {"g": "30", "bf": "2"}),
+        ("mjpeg", {}),
+    ],
+    ids=["mpeg4", "mpeg4 with b-frames", "mjpeg"],
+)
+def test_chunks_that_are_lost_move_no_other(
+    codec: str, options: dict[str, str], lost: range, tmp_path: Path
+) -> None:
+    """Zeros lie over some chunks of an AVI and their headers: what follows stands where it did, the
+    lost time is a gap, and what was made of the lost pictures is no sample."""
+    path = encode(
+        tmp_path / "film.avi",
+        frames(120),
+        codec=codec,
+        options=options,
+        pixel_format="yuvj420p" if codec == "mjpeg" else "yuv420p",
+    )
+    whole, index = probe(os.fspath(path))
+    (task,) = plan(whole, index, EVERY)
+    read = list(read_range(os.fspath(path), whole, task, EVERY, size=32, fit=Fit.SQUASH))
+    true = {one.t_us: one.picture.tobytes() for one in read if isinstance(one, DecodedSample)}
+    assert len(true) == 120
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    begin, end = chunks[lost[0]][0], sum(chunks[lost[-1]])
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    info, index = probe(os.fspath(path))
+    assert info.duration_us == whole.duration_us
+    assert index.lost.sum() == len(lost)
+    assert info.frame_count == 120 - len(lost)
+    for sampling in (EVERY, Sampling(rate=Fraction(5)), Sampling(SamplingMode.KEYFRAMES, None)):
+        (task,) = plan(info, index, sampling)
+        results = list(read_range(os.fspath(path), info, task, sampling, size=32, fit=Fit.SQUASH))
+        edges = [0, *(result.end_us for result in results)]
+        assert [result.start_us for result in results] == edges[:-1]
+        assert edges[-1] == info.duration_us
+        samples = [result for result in results if isinstance(result, DecodedSample)]
+        for sample in samples:
+            assert sample.picture.tobytes() == true[sample.t_us]
+        if sampling != EVERY:
+            continue
+        assert samples[-1].t_us >= 3_800_000
+        gaps = [result for result in results if isinstance(result, Gap)]
+        assert {gap.kind for gap in gaps} == {GapKind.DAMAGED}
+        lost_us = sum(gap.end_us - gap.start_us for gap in gaps)
+        assert round((4_000_000 - lost_us) * 30 / 1_000_000) == len(samples)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+@pytest.mark.parametrize("wrong", ["gone", "in part zeros", "in part noise", "elsewhere"])
+def test_an_index_that_is_wrong_moves_nothing(codec: str, wrong: str, tmp_path: Path) -> None:
+    """The chunks of an AVI are all there, but not where its index says: none counts as lost."""
+    path = encode(
+        tmp_path / "film.avi",
+        frames(90),
+        codec=codec,
+        options={"g": "30"},
+        pixel_format="yuvj420p" if codec == "mjpeg" else "yuv420p",
+    )
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"idx1")
+    entries = range(at + 8 + 16 * 40, at + 8 + 16 * 50, 16)
+    if wrong == "gone":
+        data[at : at + 4] = b"JUNK"
+    for entry in entries:
+        if wrong == "in part zeros":
+            data[entry : entry + 16] = bytes(16)
+        if wrong == "in part noise":
+            data[entry + 4 : entry + 16] = np.random.default_rng(entry).bytes(12)
+        if wrong == "elsewhere":
+            data[entry + 8] ^= 1
+    path.write_bytes(data)
+    info, index = probe(os.fspath(path))
+    (task,) = plan(info, index, EVERY)
+    results = list(read_range(os.fspath(path), info, task, EVERY, size=32, fit=Fit.SQUASH))
+    assert [round(result.start_us * 30 / 1_000_000) for result in results] == list(range(90))
+    assert all(isinstance(result, DecodedSample) for result in results)

@@ -149,12 +149,15 @@ class Slots:
     def __init__(self, container: str, codec: str) -> None:
         self._slotted = container == "avi"
         # What would wait for longer is no frame: its packet gave none.
-        self._waiting: deque[int] = deque(maxlen=1 + _REORDERED.get(codec, 0))
+        self._waiting: deque[int] = deque()
         self._steps: deque[int] = deque(maxlen=2)
         self._newest: int | None = None
         self._first: int | None = None
         self._lost: deque[tuple[int, bool]] = deque()
-        self._at = -1
+        self._most_waiting = 1 + _REORDERED.get(codec, 0)
+        self._latest_lost = self._at = -1
+        self.late = False
+        """Whether the latest frame was fed before a lost one, and when it is shown is not sure."""
         self.passed: list[tuple[int, bool]] = []
         """Times of frames that are lost between the latest two, and whether they were keyframes."""
 
@@ -177,27 +180,37 @@ class Slots:
             self._steps.append(dts - self._newest)
         self._newest = dts
         self._waiting.append(dts)
+        while len(self._waiting) > self._most_waiting + len(self._lost):
+            self._waiting.popleft()
 
     def lose(self, dts: int | None, *, key: bool) -> None:
         """The frame of this decoding timestamp, perhaps a keyframe, will not come."""
         if self._slotted and dts is not None:
             self._lost.append((dts, key))
+            self._waiting.append(dts)
 
-    def time(self) -> int:
-        """The time of the next frame that the decoder gives."""
-        before = self._at
+    def time(self, fed: int | None = None) -> int:
+        """The time of the next frame that the decoder gives; `fed` is the decoding timestamp of its
+        packet. Frames that were fed before a lost one count as shown before it."""
+        self.passed = []
+        while self._lost and (fed is None or self._lost[0][0] < fed):
+            self._latest_lost, key = self._lost.popleft()
+            if self._waiting and self._first is not None:
+                self._at = self._following()
+                self.passed.append((self._at, key))
+            elif self._waiting:
+                self._waiting.popleft()
+        latest_lost = self._lost[0][0] if self._lost else self._latest_lost
+        self.late = self._first is not None and fed is not None and fed < latest_lost
         self._at = self._following()
-        first, self.passed = self._first or 0, []
-        while self._lost and self._lost[0][0] - first <= self._at:
-            dts, key = self._lost.popleft()
-            if before < dts - first < self._at:
-                self.passed.append((dts - first, key))
         return self._at
 
     def _following(self) -> int:
         if not self._waiting:
             return self.end
         if self._first is None:
-            self._first = self._waiting[-1]
-            self._waiting = deque((self._first,), self._waiting.maxlen)
+            first = self._lost[0][0] if self._lost else self._waiting[-1]
+            self._waiting = deque(dts for dts in self._waiting if dts > first)
+            self._first = first
+            return self._at + 1
         return max(self._at + 1, self._waiting.popleft() - self._first)

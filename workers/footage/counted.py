@@ -71,7 +71,7 @@ class Counter:
 
     def take(self, frame: VideoFrame, pixel_aspect: Fraction) -> Counted:
         """A frame is given; it is made a picture if its bucket has no sample yet."""
-        time, key = self._slots.time(), self._given == 0 or frame.key_frame
+        time, key = self._slots.time(frame.pts), self._given == 0 or frame.key_frame
         lost = [self._placed(one, key=key) for one, key in self._slots.passed]
         place = self._placed(time, key=key)
         eligible = key or self._sampling.mode is not SamplingMode.KEYFRAMES
@@ -79,7 +79,8 @@ class Counter:
         # Further ones are not in the index.
         wanted = wanted and self._given < self._info.frame_count
         self._given += 1
-        picture = self._render(frame, pixel_aspect) if wanted else None
+        whole = wanted and not self._slots.late
+        picture = self._render(frame, pixel_aspect) if whole else None
         return Counted(place, lost, wanted, picture)
 
     def _placed(self, time: int, *, key: bool) -> Place:

@@ -344,7 +344,7 @@ def _unread(source: Source) -> _Loss:
     """Why a planned frame never came as a packet."""
     if source.promised_size > source.size:
         return _TRUNCATED
-    return _MISSING if source.knows_holes else _GONE
+    return _MISSING if source.lacks_frames else _GONE
 
 
 def _joined(results: Iterable[DecodedSample | Gap]) -> Iterator[DecodedSample | Gap]:

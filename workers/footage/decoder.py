@@ -170,6 +170,7 @@ class Decoder(Generic[_Taken]):
         self._landmark = landmark
         self._spoilt = spoilt
         self._slots: Slots | None = None
+        self._holes = source.holes()
         self._order = self._frame_ticks = 0
         self._keyframes_to_come: deque[int] = deque(maxlen=_REMEMBERED)
         self._unwrapper: Unwrapper | None = None
@@ -313,6 +314,10 @@ class Decoder(Generic[_Taken]):
             self.recognised |= packet.pts is not None and packet.pts == self._landmark
             if self._slots is not None:
                 packet.pts = self._order = self._ordered(packet)
+                hole = self._holes.before(packet, packet.pts, packet.dts) if self._holes else None
+                if hole is not None:
+                    for number in range(hole.missing):
+                        self._slots.lose(hole.begin + number, key=number == 0)
             self._damage.read(packet, 0 if self._unwrapper is None else self._unwrapper.jumps)
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.

@@ -13,6 +13,7 @@ import numpy as np
 from workers.footage.clock import Slots, Unwrapper, lacks_times
 from workers.footage.holes import Hole, Holes, are_numbered, missing_times
 from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
+from workers.footage.riff import LostChunks
 from workers.footage.sample import Flags, Ints
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ class _Frames:
         """The latest frame stands for so much longer."""
         if self.durations:
             self.durations[-1] += duration or 0
+
+    def missed(self, hole: Hole, *, slotted: bool) -> Iterator[tuple[int, Hole]]:
+        """A hole comes next, to be filled when all is known; `slotted` frames stand at the times at
+        which they are decoded. Before the first frame nothing is missing."""
+        if not slotted:
+            yield len(self.pts), hole
+        for at in range(hole.begin, hole.begin + hole.missing) if slotted and self.pts else ():
+            self.add(at, at, 1, key=at == hole.begin, lost=True)
 
     def delays(self) -> Ints:
         """How much later than decoded frames are shown, at least and at most; in ticks."""
@@ -167,7 +176,7 @@ def read_index(
     fields: Callable[[], bool],
     limit: int,
     holds: Callable[[Packet[Stream]], bool],
-    holes: Holes | None,
+    holes: Holes | LostChunks | None,
 ) -> Index:
     """Read the index of one stream off a file's packets, and say whether it can be split.
 
@@ -178,10 +187,11 @@ def read_index(
     """
     frames = _Frames()
     unwrapper = Unwrapper(container, time_base)
+    slotted = container == "avi"
     headers, told_beside = _Headers(extradata), container not in _HEADERS_INSIDE
     found: list[tuple[int, Hole]] = []
     seen = lacking = untimed = contradictions = compared = damaged = others_end_us = 0
-    for packet in packets if holes is None else holes.covering(packets):
+    for packet in holes.covering(packets) if isinstance(holes, Holes) else packets:
         if packet.stream_index != stream_index:
             others_end_us = max(others_end_us, _end_us(packet))
             continue
@@ -200,7 +210,7 @@ def read_index(
             contradictions += contradicts_keyframe(codec, extradata, head)
         hole = holes.before(packet, shown, decoded) if holes is not None else None
         if hole is not None:
-            found.append((len(frames.pts), hole))
+            found.extend(frames.missed(hole, slotted=slotted))
         if hidden or (not lost and is_hidden(codec, memoryview(packet))):
             continue
         if packet.size == 0:
@@ -211,7 +221,6 @@ def read_index(
 
     times, lengths = np.array(frames.pts, np.int64), np.array(frames.durations, np.int64)
     flags, absent = np.array(frames.keys, np.bool_), np.array(frames.lost, np.bool_)
-    slotted = container == "avi"
     counted = lacks_times(container, codec) if slotted else untimed * 2 > len(times)
     if counted and not slotted and fields() and len(times) - untimed > 1:
         # Packets of fields cannot be counted as frames: those with a timestamp are what there is.

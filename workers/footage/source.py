@@ -24,6 +24,7 @@ from workers.footage.chains import lead_on
 from workers.footage.fragments import Fragments, with_other_recordings
 from workers.footage.holes import Holes, are_numbered, are_tiled
 from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
+from workers.footage.riff import Chunks, LostChunks
 from workers.footage.skim import (
     BUFFER_BYTES,
     Extent,
@@ -164,6 +165,8 @@ class Source:
             """Of an MP4 or QuickTime file without one table of all its packets."""
             if self._media is None and self.container.startswith("mov"):
                 self.fragments = Fragments(self.path, self.stream.id, self.beat)
+            slotted = self.container == "avi" and not stores_every_frame(self.codec)
+            self._chunks = Chunks(self.stream) if slotted else None
             if self._skimmed is not None:
                 self._skimmed.promised = lambda: self._promised().end
         except BaseException:
@@ -247,14 +250,11 @@ class Source:
         """Whether a packet that was read is in the file, and not only in its tables."""
         return self._skimmed is None or (packet.pos or 0) + packet.size <= self.size
 
-    @property
-    def knows_holes(self) -> bool:
-        """Whether an index of it tells of frames that are missing."""
-        return are_tiled(self.container) or self.holes() is not None
-
-    def holes(self, *, every_stream: bool = False) -> Holes | None:
+    def holes(self, *, every_stream: bool = False) -> Holes | LostChunks | None:
         """Finds frames that are missing among the packets (or those of all streams) from here on;
         None where nothing tells of them."""
+        if self._chunks is not None:
+            return LostChunks()
         tiled = every_stream and are_tiled(self.container)
         told = self.fragments is not None or stores_every_frame(self.codec)
         if not (told or tiled or are_numbered(self.container)):
@@ -274,6 +274,13 @@ class Source:
         with Source(self.path, self.stream.index, beat=self.beat) as source:
             marks = [one.is_corrupt for one in itertools.islice(source.packets(), _MARKS_COUNTED)]
         return _MARKED_SHARE * sum(marks) <= len(marks)
+
+    @property
+    def lacks_frames(self) -> bool:
+        """Whether what has not come as a packet may never have been in the file."""
+        if self._chunks is not None:
+            return self._chunks.lost
+        return are_tiled(self.container) or self.holes() is not None
 
     @property
     def codec(self) -> str:
@@ -410,6 +417,8 @@ class Source:
 
     def _demuxed(self, *, every_stream: bool) -> Iterator[Packet[Stream]]:
         demuxed = self._container.demux(() if every_stream else cast("Stream", self.stream))
+        if self._chunks is not None:
+            return self._chunks.passing(demuxed)
         if stores_every_frame(self.codec):
             return timed_by_page(demuxed, self.stream.index)
         if self.fragments is not None:
@@ -469,6 +478,8 @@ class Source:
     def seek(self, pts: int) -> bool:
         """Go to a keyframe at or before a timestamp, if the container can; the decoder is reset.
         Where reading really lands is for the caller to check."""
+        if self._chunks is not None:
+            self._chunks.sought()
         try:
             self._container.seek(pts, stream=self.stream)
         except av.error.FFmpegError:
