@@ -30,11 +30,12 @@ def test_a_missing_frame_does_not_hold_up_those_behind_it(
 ) -> None:
     """A frame is gone after probing, and later the storage hangs: the gap and the samples behind it
     are given by then, and do not wait in memory for the end of the range."""
-    whole = encode(tmp_path / "whole.mp4", frames(240), options=x264(gop=gop, bframes=0))
+    whole = encode(tmp_path / "whole.mp4", frames(240), codec="mpeg4", options={"g": str(gop)})
     holed = encode(
         tmp_path / "holed.mp4",
         frames(240),
-        options=x264(gop=gop, bframes=0),
+        codec="mpeg4",
+        options={"g": str(gop)},
         change=lambda number, packet: None if number == 99 else packet,
     )
     info, index = probe(os.fspath(whole))
