@@ -69,10 +69,10 @@ class Damage:
         It need not be fed soon, so what is known of it is noted for then.
         """
         dts, due, self._due = packet.dts, self._due, None
-        follows = due is not None and dts is not None and dts <= due
-        if jumps > self._jumps or (packet.is_keyframe and follows):
+        jumped, self._jumps = jumps > self._jumps, jumps
+        follows = packet.is_keyframe and dts is not None and due is not None and dts <= due
+        if due is not None and (jumped or follows):
             # Another recording begins there, or the next piece of it: nothing need be missing.
-            self._jumps = jumps
             self._incomplete.discard(self._doubted)
             kept = [one for one in self._spoiled if one[0] != self._doubted_from]
             self._spoiled = deque(kept, maxlen=_REMEMBERED)

@@ -33,8 +33,6 @@ class _Fragment:
     begin: int
     """Offset of its tables."""
     number: int
-    start: int
-    """When the samples of the track begin, in its ticks."""
     checksum: int
     """Of its tables, which hold the size of every sample."""
     step: int
@@ -148,9 +146,8 @@ class Fragments:
             self._step = max(self._step, number - self._number)
         self._number = number or self._number
         self._damaged |= _is_damaged(head)
-        start = _start(head, self._track)
-        if start is not None:
-            fragment = _Fragment(begin, number, start, crc32(head), self._step, self._damaged)
+        if _start(head, self._track) is not None:
+            fragment = _Fragment(begin, number, crc32(head), self._step, self._damaged)
             self._known.append(fragment)
             self._step, self._damaged = 0, False
 
