@@ -5,6 +5,7 @@ Index and decoder feed these the same packets in the same order, and so agree.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,8 @@ _REORDERED = {"mpeg4": 0, "h264": 16, "hevc": 16}
 """Codecs with reordered frames, which AVI stores without presentation timestamps; and by how many
 packets their decoders may come to delay frames more than the first. Of MPEG-4 it is never more:
 packets without a frame say that there is no picture."""
+_REMEMBERED = 64
+"""Packets that are remembered behind the next frame's; no decoder holds back so many frames."""
 _RUNNING_CLOCKS = frozenset(("mpegts", "mpeg", "flv"))
 """Containers that stamp packets by the recorder's clock. A leap of it is no picture that stands
 for long, but another recording or damage; in other containers a frame lasts until the next."""
@@ -148,13 +151,16 @@ class Slots:
 
     def __init__(self, container: str, codec: str) -> None:
         self._slotted = container == "avi"
-        # What would wait for longer is no frame: its packet gave none.
-        self._waiting: deque[int] = deque()
+        self._packets: deque[int] = deque()
+        self._number = self._next = 0
+        self._delay: int | None = None
+        self._first = 0
         self._steps: deque[int] = deque(maxlen=2)
         self._newest: int | None = None
-        self._first: int | None = None
         self._lost: deque[tuple[int, bool]] = deque()
         self._most_waiting = 1 + _REORDERED.get(codec, 0)
+        self._given: deque[int] = deque(maxlen=self._most_waiting)
+        self._tells: bool | None = None
         self._latest_lost = self._at = -1
         self.late = False
         """Whether the latest frame was fed before a lost one, and when it is shown is not sure."""
@@ -179,38 +185,72 @@ class Slots:
         if self._newest is not None and dts > self._newest:
             self._steps.append(dts - self._newest)
         self._newest = dts
-        self._waiting.append(dts)
-        while len(self._waiting) > self._most_waiting + len(self._lost):
-            self._waiting.popleft()
+        self._packets.append(dts)
+        # What would wait for longer is no frame: its packet gave none.
+        waiting = self._most_waiting + len(self._lost)
+        self._next = max(self._next, self._number + len(self._packets) - waiting)
+        while self._number < self._next - _REMEMBERED:
+            self._packets.popleft()
+            self._number += 1
 
     def lose(self, dts: int | None, *, key: bool) -> None:
         """The frame of this decoding timestamp, perhaps a keyframe, will not come."""
         if self._slotted and dts is not None:
             self._lost.append((dts, key))
-            self._waiting.append(dts)
+            self._packets.append(dts)
 
-    def time(self, fed: int | None = None) -> int:
+    def time(self, fed: int | None = None, *, key: bool = False) -> int:
         """The time of the next frame that the decoder gives; `fed` is the decoding timestamp of its
-        packet. Frames that were fed before a lost one count as shown before it."""
+        packet, `key` whether it is a keyframe. Frames that were fed before a lost one count as
+        shown before it."""
         self.passed = []
+        # What does not decode as a whole may be given all the same.
+        self._lost = deque(lost for lost in self._lost if lost[0] != fed)
         while self._lost and (fed is None or self._lost[0][0] < fed):
-            self._latest_lost, key = self._lost.popleft()
-            if self._waiting and self._first is not None:
-                self._at = self._following()
-                self.passed.append((self._at, key))
-            elif self._waiting:
-                self._waiting.popleft()
+            self._latest_lost, lost_key = self._lost.popleft()
+            self._pass(key=lost_key)
         latest_lost = self._lost[0][0] if self._lost else self._latest_lost
-        self.late = self._first is not None and fed is not None and fed < latest_lost
+        self.late = self._delay is not None and fed is not None and fed < latest_lost
+        if fed is not None:
+            if key and not self.late:
+                self._find(fed)
+            self._given.append(fed)
         self._at = self._following()
         return self._at
 
+    def _find(self, fed: int) -> None:
+        """The place of a keyframe is known: what was fed before it is shown before it. Behind
+        damage decoders swallow frames without a word, which will not come then."""
+        place = bisect_left(self._packets, fed)
+        if self._delay is None or place == len(self._packets):
+            return
+        leading = sum(given > fed for given in self._given)
+        due = self._number + place + leading + self._delay
+        if self._tells is None:
+            # Not where a frame comes in several packets.
+            self._tells = self._latest_lost >= 0 or due == self._next
+        if self._tells:
+            for _ in range(due - self._next):
+                self._pass(key=False)
+            self._next = due
+
+    def _pass(self, *, key: bool) -> None:
+        """A frame is shown next that will not come."""
+        if self._delay is None:
+            self._next += 1
+        else:
+            self._at = self._following()
+            self.passed.append((self._at, key))
+
     def _following(self) -> int:
-        if not self._waiting:
-            return self.end
-        if self._first is None:
-            first = self._lost[0][0] if self._lost else self._waiting[-1]
-            self._waiting = deque(dts for dts in self._waiting if dts > first)
-            self._first = first
+        beyond = self._next - self._number - len(self._packets)
+        if beyond >= 0:
+            ahead = (1 + beyond) * self.step
+            return max(self.end, self._packets[-1] - self._first + ahead) if beyond else self.end
+        if self._delay is None:
+            self._first = self._lost[0][0] if self._lost else self._packets[-1]
+            self._delay = self._number + bisect_left(self._packets, self._first)
+            self._next = self._delay + 1
             return self._at + 1
-        return max(self._at + 1, self._waiting.popleft() - self._first)
+        self._next += 1
+        return max(self._at + 1, self._packets[beyond] - self._first)

@@ -71,7 +71,8 @@ class Counter:
 
     def take(self, frame: VideoFrame, pixel_aspect: Fraction) -> Counted:
         """A frame is given; it is made a picture if its bucket has no sample yet."""
-        time, key = self._slots.time(frame.pts), self._given == 0 or frame.key_frame
+        key = self._given == 0 or frame.key_frame
+        time = self._slots.time(frame.pts, key=key)
         lost = [self._placed(one, key=key) for one, key in self._slots.passed]
         place = self._placed(time, key=key)
         eligible = key or self._sampling.mode is not SamplingMode.KEYFRAMES

@@ -271,6 +271,7 @@ class Decoder(Generic[_Taken]):
         """All frames from the first packet on, in the order of presentation. Where `take` is called
         for one, `slots` knows its time; `frame_s` is how long frames last, in seconds."""
         self._slots, self._frame_ticks = slots, max(1, self._ticks(frame_s))
+        self._order = -self._frame_ticks
         for packet in self._packets():
             self.packets += 1
             damaged = self.damaged
