@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from workers.footage.avi import LostChunks
 from workers.footage.clock import Slots, Unwrapper, lacks_times
 from workers.footage.holes import Hole, Holes, are_numbered, missing_times
 from workers.footage.intra import HEAD_BYTES, contradicts_keyframe, is_hidden
-from workers.footage.riff import LostChunks
 from workers.footage.sample import Flags, Ints
 
 if TYPE_CHECKING:

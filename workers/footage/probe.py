@@ -22,7 +22,8 @@ from workers.footage.intra import HEAD_BYTES, marks_everything, may_hide
 from workers.footage.memory import bounded_memory
 from workers.footage.picture import orientation, upright_size
 from workers.footage.rejection import FootageError, Rejected, RejectKind, rejection
-from workers.footage.riff import SLOT_BYTES, empty_slots
+from workers.footage.riff import HEAD_BYTES as CHUNK_HEAD_BYTES
+from workers.footage.riff import empty_slots
 from workers.footage.sample import scaled_one
 from workers.footage.skim import lacks_tables
 from workers.footage.source import Source
@@ -148,7 +149,7 @@ def _probed(path: str, name: str, beat: Callable[[], None]) -> tuple[VideoInfo, 
         if source.container == "avi" and peek.end is not None:
             slots = empty_slots(path, peek.end, stream.index)
             index = index.lasting(slots)
-            peek.end += SLOT_BYTES * slots
+            peek.end += CHUNK_HEAD_BYTES * slots
         if index.cuts and lacks_tables(path):
             raise Rejected(
                 RejectKind.UNREADABLE,

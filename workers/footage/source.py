@@ -20,11 +20,11 @@ from av.stream import Discard, Disposition, Stream
 from av.video.stream import VideoStream
 
 from storage.records import shown_path
+from workers.footage.avi import Chunks, LostChunks
 from workers.footage.chains import lead_on
 from workers.footage.fragments import Fragments, with_other_recordings
 from workers.footage.holes import Holes, are_numbered, are_tiled
 from workers.footage.rejection import FootageError, Rejected, RejectKind, is_nonsense, rejection
-from workers.footage.riff import Chunks, LostChunks
 from workers.footage.skim import (
     BUFFER_BYTES,
     Extent,
@@ -166,7 +166,7 @@ class Source:
             if self._media is None and self.container.startswith("mov"):
                 self.fragments = Fragments(self.path, self.stream.id, self.beat)
             slotted = self.container == "avi" and not stores_every_frame(self.codec)
-            self._chunks = Chunks(self.stream) if slotted else None
+            self._chunks = Chunks(self.path, self.stream) if slotted else None
             if self._skimmed is not None:
                 self._skimmed.promised = lambda: self._promised().end
         except BaseException:

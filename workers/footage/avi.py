@@ -1,0 +1,255 @@
+"""Where the pictures of an AVI stand. They have no times but slots, for which FFmpeg counts the
+chunks that it finds: behind lost ones all would move forward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from workers.footage.holes import Hole
+from workers.footage.riff import HEAD_BYTES, INDEX, Chunk, Table, chunks, read_table
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.stream import Stream
+
+_MOST_LOST = 2**20
+_MOST_BETWEEN = 2**10
+"""Chunks of other streams that lie between two pictures at most."""
+_ALIKE, _LEAST_ALIKE = 8, 3
+"""Pictures in a row that are compared with the index where positions have moved, and how many tell
+the place if they are fewer."""
+_MOST_SEARCHES = 2**8
+"""Searches in vain after which the index counts as that of another file."""
+
+
+class _Lost(NamedTuple):
+    """What is noted beside the packet behind lost chunks."""
+
+    slots: int
+
+
+class _Read(NamedTuple):
+    """A packet whose place is known."""
+
+    at: int
+    """The offset of its chunk."""
+    slot: int
+    """Its slot by FFmpeg's count."""
+
+
+class Chunks:
+    """The slots of a stream's chunks by the file's index.
+
+    Where chunks were overwritten, those behind them lie where the index says; where bytes were cut
+    out or put in, they have moved, and are known by their sizes.
+    """
+
+    def __init__(self, path: str, stream: Stream) -> None:
+        self.lost = False
+        """Whether chunks of the index were not found."""
+        self._path = path
+        self._stream = stream
+        self._table: Table | None = None
+        self._searches = 0
+        self._moved = 0
+        self._number: int | None = -1
+        self._latest: _Read | None = _Read(-1, -1)
+        self._at: int | None = None
+        self._unknown: int | None = None
+        self._shift = 0
+        self._passed = -1
+
+    def sought(self) -> None:
+        """Reading goes on elsewhere; there FFmpeg takes the slot from the index."""
+        self._number = self._latest = self._at = None
+        self._shift = 0
+
+    def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
+        """The same packets, those of the stream at their slots. Each waits for the next one, which
+        tells whether it is torn."""
+        if not 0 < self._stream.frames <= len(self._stream.index_entries):
+            table = read_table(self._path, self._stream.index)
+            # Without an index, FFmpeg enters what it comes across.
+            if table is not None and len(table.slots) > len(self._stream.index_entries):
+                self._table = table
+        held: Packet[Stream] | None = None
+        try:
+            for packet in packets:
+                if packet.stream_index != self._stream.index or packet.dts is None:
+                    yield packet
+                elif self._placed(packet, held):
+                    if held is not None:
+                        yield held
+                    held = packet
+        except Exception:
+            if held is not None:
+                yield held
+            raise
+        if held is not None:
+            yield held
+
+    def _placed(self, packet: Packet[Stream], before: Packet[Stream] | None) -> bool:
+        """Give a packet its slot, and mark the one before it if that is torn. False for what is no
+        picture of the stream, as far as can be told."""
+        slot, position = packet.dts or 0, packet.pos
+        if position is not None:
+            at = position - HEAD_BYTES
+            if self._table is None and not self._follows(at, slot):
+                self._table = self._told()
+            if self._table is not None and not self._find(packet, self._table, at, before):
+                self._unknown = at
+                return False
+            self._at = at
+        packet.dts = self._passed = slot + self._shift
+        if packet.pts is not None:
+            packet.pts += self._shift
+        return True
+
+    def _follows(self, at: int, slot: int) -> bool:
+        """Whether a chunk is the next one and has its slot, as all of a whole file are."""
+        entries = self._stream.index_entries
+        number = entries.search_timestamp(slot, backward=True, any_frame=True)
+        if number < 0 or self._number not in (number - 1, None):
+            return False
+        entry = entries[number]
+        if (entry.pos, entry.timestamp) != (at, slot):
+            return False
+        self._number, self._latest = number, _Read(at, slot)
+        return True
+
+    def _leads(self, begin: int, to: int) -> tuple[bool, bool]:
+        """Whether chunks lead from one to another; and whether the first is whole, as far as the
+        next one tells."""
+        with open(self._path, "rb", buffering=0) as file:
+            behind = itertools.islice(chunks(file.fileno(), begin), 1, _MOST_BETWEEN)
+            for number, chunk in enumerate(behind):
+                if chunk.at >= to:
+                    return chunk.at == to, number > 0 or chunk.at == to
+                if not chunk.is_plausible:
+                    return False, number > 0
+        return False, True
+
+    def _find(
+        self, packet: Packet[Stream], table: Table, at: int, before: Packet[Stream] | None
+    ) -> bool:
+        """Find the slot of a packet by the index. False where neither that nor the chunks before
+        tell of it."""
+        slot, latest, known = packet.dts or 0, self._latest, -1
+        if latest is not None:
+            known = int(np.searchsorted(table.positions, latest.at + self._moved, "right")) - 1
+        rank = self._listed(table, at, packet.size)
+        if rank is None or rank != known + 1:
+            leads, whole = (True, True) if self._at is None else self._leads(self._at, at)
+            if before is not None and not whole:
+                before.is_corrupt = True
+            rank = self._rank(table, at, known) if rank is None else rank
+            if rank is None:
+                return leads
+        self._latest = _Read(at, slot)
+        packet.is_keyframe = bool(table.keyframes[rank])
+        true = int(table.slots[rank])
+        if latest is None:
+            self._shift = true - slot
+            self.lost |= self._shift != 0
+            return True
+        known_slot = int(table.slots[known]) if known >= 0 else -1
+        between = table.slots[known + 1 : rank]
+        between = between[(between > known_slot) & (between < true)]
+        ahead = true - known_slot - (slot - latest.slot)
+        # That the index and the chunks count empty slots differently is no loss.
+        if self._unknown is not None or (len(between) and 0 < ahead <= _MOST_LOST):
+            self._shift += ahead
+            if len(between):
+                self.lost = True
+                packet.opaque = _Lost(true - max(int(between.min()), self._passed + 1))
+        self._unknown = None
+        return True
+
+    def _told(self) -> Table:
+        """FFmpeg's index."""
+        told = [
+            (entry.pos, entry.size, entry.timestamp, entry.is_keyframe)
+            for entry in self._stream.index_entries
+        ]
+        at, size, slot, key = np.array(told, np.int64).reshape(-1, 4).T
+        return Table.of(at, size, slot, key > 0)
+
+    def _listed(self, table: Table, at: int, size: int | None = None) -> int | None:
+        """The number of the chunk that lay at an offset, and had that size, before it moved."""
+        number = int(np.searchsorted(table.positions, at + self._moved))
+        if number == len(table.positions) or table.positions[number] != at + self._moved:
+            return None
+        return number if size in (None, table.sizes[number]) else None
+
+    def _rank(self, table: Table, at: int, known: int) -> int | None:
+        """The number of a chunk that is not where it lay, or another."""
+        if self._unknown is None or not self._leads(self._unknown, at)[0]:
+            found = self._alike(table, at, known + 1)
+            if found is not None:
+                self._moved = int(table.positions[found]) - at
+                return found
+        # Of the next one, the size may be damaged.
+        there = self._listed(table, at)
+        return there if not self._moved or there == known + 1 else None
+
+    def _alike(self, table: Table, at: int, begin: int) -> int | None:
+        """The number of the chunk at an offset by the sizes of those that follow it."""
+        if self._searches == _MOST_SEARCHES:
+            return None
+        self._searches += 1
+        pictures = [*itertools.islice(self._pictures_from(at), _ALIKE)]
+        positions, sizes = table.positions[begin:], table.sizes[begin:]
+        starts = len(sizes) - len(pictures) + 1
+        if not pictures or starts <= 0:
+            return None
+        alike = np.ones(starts, np.bool_)
+        for number, chunk in enumerate(pictures):
+            there = slice(number, number + starts)
+            alike &= sizes[there] == chunk.size
+            alike &= positions[there] - positions[:starts] == chunk.at - at
+        found = np.flatnonzero(alike)
+        if len(pictures) < _LEAST_ALIKE:
+            found = found[found == starts - 1]
+        if not len(found):
+            return None
+        if len(found) > 1:
+            # All are of one size. If nothing else is missing, what is left tells the place.
+            found = found[found == len(sizes) - self._pictures_left(at)]
+            if not len(found):
+                return None
+        self._searches = 0
+        return begin + int(found[0])
+
+    def _pictures_left(self, at: int) -> int:
+        """The pictures from an offset to the file's index; 0 where chunks do not lead there."""
+        left = 0
+        for chunk in self._led_to(at):
+            if chunk.name == INDEX:
+                return left
+            left += chunk.size > 0 and chunk.is_picture(self._stream.index)
+        return 0
+
+    def _pictures_from(self, at: int) -> Iterator[Chunk]:
+        """The pictures of the stream from an offset on, as far as chunks lead."""
+        for chunk in self._led_to(at):
+            if chunk.size and chunk.is_picture(self._stream.index):
+                yield chunk
+
+    def _led_to(self, at: int) -> Iterator[Chunk]:
+        with open(self._path, "rb", buffering=0) as file:
+            yield from itertools.takewhile(lambda one: one.is_plausible, chunks(file.fileno(), at))
+
+
+class LostChunks:
+    """Tells of the chunks that `Chunks` has found to be lost."""
+
+    def before(self, packet: Packet[Stream], pts: int | None, dts: int | None) -> Hole | None:
+        """The hole before a packet that has these timestamps in running time."""
+        lost = packet.opaque
+        if not isinstance(lost, _Lost) or lost.slots < 1 or pts is None or dts is None:
+            return None
+        return Hole(dts - lost.slots, True, 1, lost.slots, pts - 1)
