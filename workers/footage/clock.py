@@ -161,9 +161,14 @@ class Slots:
         self._most_waiting = 1 + _REORDERED.get(codec, 0)
         self._given: deque[int] = deque(maxlen=self._most_waiting)
         self._tells: bool | None = None
-        self._latest_lost = self._at = -1
+        self._latest_lost = self._latest_key = self._at = -1
         self.late = False
         """Whether the latest frame was fed before a lost one, and when it is shown is not sure."""
+        self.stray = False
+        """Whether it should have come before a keyframe that came already: it has no time."""
+        self.held = False
+        """Whether it came after all packets. Where the file is cut off, when it is shown is not
+        sure either: others might have come before it."""
         self.passed: list[tuple[int, bool]] = []
         """Times of frames that are lost between the latest two, and whether they were keyframes."""
 
@@ -204,6 +209,9 @@ class Slots:
         packet, `key` whether it is a keyframe. Frames that were fed before a lost one count as
         shown before it."""
         self.passed = []
+        self.stray = fed is not None and fed < self._latest_key and self._latest_lost >= 0
+        if self.stray:
+            return self._at
         # What does not decode as a whole may be given all the same.
         self._lost = deque(lost for lost in self._lost if lost[0] != fed)
         while self._lost and (fed is None or self._lost[0][0] < fed):
@@ -214,7 +222,9 @@ class Slots:
         if fed is not None:
             if key and not self.late:
                 self._find(fed)
+                self._latest_key = fed
             self._given.append(fed)
+        self.held = self._next >= self._number + len(self._packets)
         self._at = self._following()
         return self._at
 
@@ -243,14 +253,16 @@ class Slots:
             self.passed.append((self._at, key))
 
     def _following(self) -> int:
-        beyond = self._next - self._number - len(self._packets)
-        if beyond >= 0:
-            ahead = (1 + beyond) * self.step
-            return max(self.end, self._packets[-1] - self._first + ahead) if beyond else self.end
+        place = self._next - self._number
+        if not self._packets or (self._delay is None and place >= len(self._packets)):
+            return self.end
         if self._delay is None:
             self._first = self._lost[0][0] if self._lost else self._packets[-1]
             self._delay = self._number + bisect_left(self._packets, self._first)
             self._next = self._delay + 1
             return self._at + 1
         self._next += 1
-        return max(self._at + 1, self._packets[beyond] - self._first)
+        beyond = place - len(self._packets) + 1
+        if beyond > 0:
+            return max(self.end, self._packets[-1] - self._first + beyond * self.step)
+        return max(self._at + 1, self._packets[place] - self._first)

@@ -63,6 +63,8 @@ class Counter:
         self._last = math.ceil(info.indexed_us / self._tick_us) - 1
         self._given = self._numbered = 0
         self._keyframe = -1
+        self._is_cut = info.indexed_us < info.duration_us
+        self._place = Place(-1, 0, 0)
 
     def covers(self, bucket: int) -> bool:
         """Whether a bucket is of the range."""
@@ -73,14 +75,17 @@ class Counter:
         """A frame is given; it is made a picture if its bucket has no sample yet."""
         key = self._given == 0 or frame.key_frame
         time = self._slots.time(frame.pts, key=key)
+        if self._slots.stray:
+            return Counted(self._place, [], wanted=False, picture=None)
         lost = [self._placed(one, key=key) for one, key in self._slots.passed]
-        place = self._placed(time, key=key)
+        self._place = place = self._placed(time, key=key)
         eligible = key or self._sampling.mode is not SamplingMode.KEYFRAMES
         wanted = eligible and self.covers(place.bucket) and place.bucket != self.answered
         # Further ones are not in the index.
         wanted = wanted and self._given < self._info.frame_count
         self._given += 1
-        whole = wanted and not self._slots.late
+        unsure = self._slots.late or (self._slots.held and self._is_cut)
+        whole = wanted and not unsure
         picture = self._render(frame, pixel_aspect) if whole else None
         return Counted(place, lost, wanted, picture)
 
