@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 _MOST_LOST = 2**20
-_MOST_BETWEEN = 2**10
+_MOST_BETWEEN = 2**14
 """Chunks of other streams that lie between two pictures at most."""
 _ALIKE, _LEAST_ALIKE = 8, 3
 """Pictures in a row that are compared with the index where positions have moved, and how many tell
@@ -54,11 +54,13 @@ class Chunks:
         self._path = path
         self._stream = stream
         self._table: Table | None = None
+        self._begun = False
         self._searches = 0
         self._moved = 0
         self._number: int | None = -1
         self._latest: _Read | None = _Read(-1, -1)
         self._at: int | None = None
+        self._partial = False
         self._unknown: int | None = None
         self._shift = 0
         self._passed = -1
@@ -71,11 +73,12 @@ class Chunks:
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         """The same packets, those of the stream at their slots. Each waits for the next one, which
         tells whether it is torn."""
-        if not 0 < self._stream.frames <= len(self._stream.index_entries):
-            table = read_table(self._path, self._stream.index)
+        known = len(self._stream.index_entries)
+        if not self._begun and not 0 < self._stream.frames <= known:
             # Without an index, FFmpeg enters what it comes across.
-            if table is not None and len(table.slots) > len(self._stream.index_entries):
-                self._table = table
+            table = read_table(self._path, self._stream.index)
+            self._table = table if table is not None and len(table.slots) > known else None
+        self._begun = True
         held: Packet[Stream] | None = None
         try:
             for packet in packets:
@@ -125,13 +128,16 @@ class Chunks:
         """Whether chunks lead from one to another; and whether the first is whole, as far as the
         next one tells."""
         with open(self._path, "rb", buffering=0) as file:
+            whole = True
             behind = itertools.islice(chunks(file.fileno(), begin), 1, _MOST_BETWEEN)
             for number, chunk in enumerate(behind):
-                if chunk.at >= to:
-                    return chunk.at == to, number > 0 or chunk.at == to
-                if not chunk.is_plausible:
-                    return False, number > 0
-        return False, True
+                if chunk.at == to:
+                    return True, True
+                if number == 0:
+                    whole = chunk.is_common and chunk.at < to
+                if chunk.at > to or not chunk.is_plausible:
+                    break
+        return False, whole
 
     def _find(
         self, packet: Packet[Stream], table: Table, at: int, before: Packet[Stream] | None
@@ -142,13 +148,17 @@ class Chunks:
         if latest is not None:
             known = int(np.searchsorted(table.positions, latest.at + self._moved, "right")) - 1
         rank = self._listed(table, at, packet.size)
-        if rank is None or rank != known + 1:
+        goes_on = known + 1 < len(table.slots)
+        if rank != known + 1 and goes_on and not self._partial:
             leads, whole = (True, True) if self._at is None else self._leads(self._at, at)
+            rank = self._found(table, at, known) if rank is None else rank
+            if rank is None and not leads:
+                return False
+            self._partial = rank is None
             if before is not None and not whole:
                 before.is_corrupt = True
-            rank = self._rank(table, at, known) if rank is None else rank
-            if rank is None:
-                return leads
+        if rank is None:
+            return True
         self._latest = _Read(at, slot)
         packet.is_keyframe = bool(table.keyframes[rank])
         true = int(table.slots[rank])
@@ -185,7 +195,7 @@ class Chunks:
             return None
         return number if size in (None, table.sizes[number]) else None
 
-    def _rank(self, table: Table, at: int, known: int) -> int | None:
+    def _found(self, table: Table, at: int, known: int) -> int | None:
         """The number of a chunk that is not where it lay, or another."""
         if self._unknown is None or not self._leads(self._unknown, at)[0]:
             found = self._alike(table, at, known + 1)
@@ -247,9 +257,15 @@ class Chunks:
 class LostChunks:
     """Tells of the chunks that `Chunks` has found to be lost."""
 
+    def __init__(self) -> None:
+        self._least_delay = 2**63
+
     def before(self, packet: Packet[Stream], pts: int | None, dts: int | None) -> Hole | None:
         """The hole before a packet that has these timestamps in running time."""
-        lost = packet.opaque
-        if not isinstance(lost, _Lost) or lost.slots < 1 or pts is None or dts is None:
+        if pts is None or dts is None:
             return None
-        return Hole(dts - lost.slots, True, 1, lost.slots, pts - 1)
+        self._least_delay = min(self._least_delay, pts - dts)
+        lost = packet.opaque
+        if not isinstance(lost, _Lost) or lost.slots < 1:
+            return None
+        return Hole(dts - lost.slots, True, 1, lost.slots, dts + self._least_delay - 1)

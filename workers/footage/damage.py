@@ -70,7 +70,8 @@ class Damage:
         """
         dts, due, self._due = packet.dts, self._due, None
         jumped, self._jumps = jumps > self._jumps, jumps
-        follows = packet.is_keyframe and dts is not None and due is not None and dts <= due
+        is_due = dts is not None and due is not None and dts <= due
+        follows = self._lags and packet.is_keyframe and is_due
         if due is not None and (jumped or follows):
             # Another recording begins there, or the next piece of it: nothing need be missing.
             self._incomplete.discard(self._doubted)

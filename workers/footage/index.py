@@ -210,7 +210,7 @@ def read_index(
             contradictions += contradicts_keyframe(codec, extradata, head)
         hole = holes.before(packet, shown, decoded) if holes is not None else None
         if hole is not None:
-            found.extend(frames.missed(hole, slotted=slotted))
+            found.extend(frames.missed(hole, slotted=lacks_times(container, codec)))
         if hidden or (not lost and is_hidden(codec, memoryview(packet))):
             continue
         if packet.size == 0:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ INDEX = b"idx1"
 """The name of the index at the end."""
 _LISTS = (b"RIFF", b"LIST")
 _LIST_NAME_BYTES = 4
-_NAMES = re.compile(rb"\d\d(dc|db|wb|pc|tx|sb)|ix\d\d|RIFF|LIST|JUNK|idx1")
+_NAME = re.compile(rb"[ -~]{4}")
+_COMMON_NAME = re.compile(rb"\d\d(dc|db|wb|pc|tx|sb)|ix\d\d|RIFF|LIST|JUNK|idx1")
 """Pictures, packed or not, sound, palettes, texts by the number of their stream, and the rest."""
 _MOST_CHUNKS = 2**20
 _HEADER_BYTES = 2**20
@@ -28,15 +30,19 @@ _SEARCHED_BYTES = (2**20, 2**26)
 """Bytes at the end of a file in which its index is looked for, first and last: four million chunks
 take the more."""
 _MOVED_BYTES = 2**26
-"""Bytes before its place in which a part of an index is looked for."""
+"""Bytes before and behind its place in which a part of an index is looked for."""
 _ENTRY = np.dtype([("name", "S4"), ("flags", "<u4"), ("offset", "<u4"), ("size", "<u4")])
 _IS_KEYFRAME = 0x10
 _MOST_COMPARED = 2**12
 _PART = np.dtype([("offset", "<u8"), ("size", "<u4"), ("slots", "<u4")])
 _PART_ENTRY = np.dtype([("offset", "<u4"), ("size", "<u4")])
 _NOT_KEYFRAME = 1 << 31
-_PARTS_BYTES = _PART_BYTES = 24
-"""Bytes that come before the entries of such indexes, behind their heads."""
+_LARGEST_FILE = 2**62
+"""Offsets from here on are damage."""
+_LONGEST_PART = 2**24
+"""Bytes of a part at most: it tells of a gigabyte."""
+_PARTS_BYTES, _BASE_BYTES = 24, 12
+"""Bytes before the entries of the index of parts behind its head, and of a part behind the name."""
 _OF_PARTS, _OF_CHUNKS = b"\4\0\0\0", b"\2\0\0\1"
 """How they begin: the 32-bit words of an entry, and of what it tells."""
 
@@ -59,8 +65,13 @@ class Chunk(NamedTuple):
 
     @property
     def is_plausible(self) -> bool:
-        """Whether chunks have such names."""
-        return _NAMES.fullmatch(self.name) is not None
+        """Whether chunks have such names: recorders have some of their own, which can be read."""
+        return _NAME.fullmatch(self.name) is not None
+
+    @property
+    def is_common(self) -> bool:
+        """Whether it is sure to be a chunk by its name."""
+        return _COMMON_NAME.fullmatch(self.name) is not None
 
     def is_picture(self, stream_index: int) -> bool:
         """Whether it holds a picture of the stream, or its slot if it is empty."""
@@ -75,13 +86,24 @@ def _picture_names(stream_index: int) -> tuple[bytes, bytes]:
 def chunks(descriptor: int, at: int) -> Iterator[Chunk]:
     """The chunks of an open file from an offset on, one leading to the next; a million at most.
     Raises OSError."""
+    padded = False
     for _ in range(_MOST_CHUNKS):
-        head = os.pread(descriptor, HEAD_BYTES, at)
-        if len(head) < HEAD_BYTES:
+        chunk = _chunk(descriptor, at)
+        if padded and not (chunk and chunk.is_plausible):
+            # Some muxers do not fill up chunks of an odd size.
+            unpadded = _chunk(descriptor, at - 1)
+            chunk = unpadded if unpadded and unpadded.is_plausible else chunk
+        if chunk is None:
             return
-        chunk = Chunk(at, head[:4], int.from_bytes(head[4:], "little"))
         yield chunk
-        at = chunk.end
+        at, padded = chunk.end, bool(chunk.size % 2)
+
+
+def _chunk(descriptor: int, at: int) -> Chunk | None:
+    head = os.pread(descriptor, HEAD_BYTES, at)
+    if len(head) < HEAD_BYTES:
+        return None
+    return Chunk(at, head[:4], int.from_bytes(head[4:], "little"))
 
 
 def empty_slots(path: str, at: int, stream_index: int) -> int:
@@ -136,9 +158,8 @@ def _at_end(descriptor: int, stream_index: int) -> Table | None:
             at = tail.rfind(INDEX)
     if movie is None or at < 0:
         return None
-    at += HEAD_BYTES
-    length = min(int.from_bytes(tail[at - 4 : at], "little"), len(tail) - at)
-    entries = np.frombuffer(tail, _ENTRY, max(0, length) // _ENTRY.itemsize, at)
+    length, told = int.from_bytes(tail[at + 4 : at + HEAD_BYTES], "little"), tail[at + HEAD_BYTES :]
+    entries = np.frombuffer(told, _ENTRY, min(length, len(told)) // _ENTRY.itemsize)
     base = _base(descriptor, movie, entries)
     entries = entries[np.isin(entries["name"], _picture_names(stream_index))]
     if base is None:
@@ -177,32 +198,47 @@ def _in_parts(descriptor: int, stream_index: int) -> Table | None:
     else:
         return None
     most = max(0, len(header) - begin) // _PART.itemsize
-    count, slot = min(int.from_bytes(told[4:8], "little"), most), 0
+    parts = np.frombuffer(header, _PART, min(int.from_bytes(told[4:8], "little"), most), begin)
+    parts = np.sort(parts[parts["offset"] < _LARGEST_FILE], order="offset")
+    found = _parts_near(descriptor, parts["offset"].tolist(), told[8:12])
     columns: list[tuple[Ints, Ints, Ints]] = []
-    for part in np.frombuffer(header, _PART, count, begin):
-        entries, base = _part(descriptor, part, told[8:12])
-        offsets, sizes = entries["offset"].astype(np.int64), entries["size"].astype(np.int64)
-        columns.append((offsets + base, sizes, slot + np.arange(len(entries), dtype=np.int64)))
-        slot += len(entries) or int(part["slots"])
+    slot = 0
+    for number, told_slots in enumerate(parts["slots"].tolist()):
+        if number in found:
+            positions, sizes = found[number]
+            columns.append((positions, sizes, slot + np.arange(len(sizes), dtype=np.int64)))
+            slot += len(sizes)
+        elif told_slots:
+            slot += told_slots
+        else:
+            break  # Nothing tells how many are missing.
     if not columns:
         return None
     positions, sizes, slots = (np.concatenate(column) for column in zip(*columns, strict=True))
     return Table.of(positions, sizes & ~_NOT_KEYFRAME, slots, (sizes & _NOT_KEYFRAME) == 0)
 
 
-def _part(descriptor: int, part: np.void, name: bytes) -> tuple[NDArray[np.void], int]:
-    """One part's entries, none if it is not found, and what their offsets are counted from. It lies
-    nearer where bytes were cut out before it."""
-    expected, size = int(part["offset"]), int(part["size"])
-    begin = max(0, expected - _MOVED_BYTES)
-    around = os.pread(descriptor, expected + size - begin, begin) if expected < 2**62 else b""
-    head = re.compile(rb"ix\d\d(?s:.{4})%b(?s:.{4})%b" % (_OF_CHUNKS, re.escape(name)))
-    for match in reversed([*head.finditer(around)]):
-        chunk = around[match.start() : match.start() + HEAD_BYTES + size]
-        length, count = (int.from_bytes(chunk[at : at + 4], "little") for at in (4, 12))
-        told = HEAD_BYTES + _PART_BYTES
-        if length + HEAD_BYTES in (size, size + HEAD_BYTES):
-            count = min(count, (len(chunk) - told) // _PART_ENTRY.itemsize)
-            base = int.from_bytes(chunk[20:28], "little", signed=True) - HEAD_BYTES
-            return np.frombuffer(chunk, _PART_ENTRY, max(0, count), told), base
-    return np.empty(0, _PART_ENTRY), 0
+def _parts_near(descriptor: int, offsets: list[int], name: bytes) -> dict[int, tuple[Ints, Ints]]:
+    """The parts that lie about where they are expected, by their number: the positions and sizes of
+    chunks. What was cut out or put in has moved them, but not what they tell."""
+    head = re.compile(rb"ix\d\d(?s:.{4})%b(?P<count>(?s:.{4}))%b" % (_OF_CHUNKS, re.escape(name)))
+    parts: dict[int, tuple[Ints, Ints]] = {}
+    size, searched = os.fstat(descriptor).st_size, 0
+    for offset in offsets:
+        if searched == size or offset + _MOVED_BYTES < searched + _LONGEST_PART:
+            continue
+        begin = min(max(0, offset - _MOVED_BYTES, searched - _LONGEST_PART), size)
+        around = os.pread(descriptor, offset + _MOVED_BYTES - begin, begin)
+        searched, at = begin + len(around), 0
+        while match := head.search(around, at):
+            at = match.end()
+            count = int.from_bytes(match["count"], "little")
+            base = int.from_bytes(around[at : at + 8], "little")
+            told, end = at + _BASE_BYTES, at + _BASE_BYTES + count * _PART_ENTRY.itemsize
+            if count and base < _LARGEST_FILE and end <= len(around):
+                entries, at = np.frombuffer(around, _PART_ENTRY, count, told), end
+                positions = entries["offset"].astype(np.int64) + base - HEAD_BYTES
+                parts[int(positions[0])] = positions, entries["size"].astype(np.int64)
+    # They follow what they tell of, or come before it.
+    follow = not parts or min(parts) < min(offsets)
+    return {bisect_left(offsets, at) - (not follow): part for at, part in sorted(parts.items())}

@@ -1,0 +1,322 @@
+"""AVI of which a part was overwritten, cut out or put in: what is left stands where it stood."""
+
+from __future__ import annotations
+
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from footage_files import encode, frames, x264
+
+from storage.records import Fit, Gap, GapKind, Sampling, SamplingMode, VideoInfo
+from workers.footage.clock import Slots
+from workers.footage.decode import DecodedSample, read_range
+from workers.footage.plan import plan
+from workers.footage.probe import probe
+
+EVERY = Sampling(SamplingMode.EVERY_FRAME, None)
+RATE = 30
+CODINGS = {
+    "mpeg4": ("mpeg4", {"g": "30", "bf": "0"}),
+    "mpeg4 with b-frames": ("mpeg4", {"g": "30", "bf": "2"}),
+    "h264": ("libx264", x264(gop=12)),
+    "mjpeg": ("mjpeg", {}),
+    "mpeg2": ("mpeg2video", {"g": "15", "bf": "0"}),
+}
+"""Codecs of which AVI tells the times by slots alone, and two that it seeks in."""
+
+
+def film(path: Path, coding: str, count: int = 120) -> Path:
+    """An AVI of so many pictures."""
+    codec, options = CODINGS[coding]
+    return encode(
+        path,
+        frames(count),
+        codec=codec,
+        options=options,
+        pixel_format="yuvj420p" if codec == "mjpeg" else "yuv420p",
+    )
+
+
+def read(path: Path, sampling: Sampling = EVERY) -> tuple[VideoInfo, dict[int, bytes], list[Gap]]:
+    """What an AVI is, its samples by their slots, and its gaps; together they tile it."""
+    info, index = probe(os.fspath(path))
+    results = [
+        result
+        for task in plan(info, index, sampling)
+        for result in read_range(os.fspath(path), info, task, sampling, size=32, fit=Fit.SQUASH)
+    ]
+    edges = [0, *(result.end_us for result in results)]
+    assert [result.start_us for result in results] == edges[:-1]
+    assert edges[-1] == info.duration_us
+    samples = {
+        round(result.t_us * RATE / 1_000_000): result.picture.tobytes()
+        for result in results
+        if isinstance(result, DecodedSample)
+    }
+    return info, samples, [result for result in results if isinstance(result, Gap)]
+
+
+def slots(gap: Gap) -> tuple[int, int]:
+    """The first slot of a gap, and that behind it."""
+    return round(gap.start_us * RATE / 1_000_000), round(gap.end_us * RATE / 1_000_000)
+
+
+def chunks_of(path: Path) -> list[tuple[int, int]]:
+    """Where the chunks of an AVI's only stream lie, by its index, and how long they are."""
+    with av.open(str(path)) as container:
+        entries = container.streams.video[0].index_entries
+        return [(entry.pos, entry.size) for entry in entries]
+
+
+@pytest.mark.parametrize("lost", [range(37, 49), range(60, 61)], ids=str)
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("mpeg4", {"g": "30", "bf": "0"}),
+        ("mpeg4", {"g": "30", "bf": "2"}),
+        ("mjpeg", {}),
+    ],
+    ids=["mpeg4", "mpeg4 with b-frames", "mjpeg"],
+)
+def test_chunks_that_are_lost_move_no_other(
+    codec: str, options: dict[str, str], lost: range, tmp_path: Path
+) -> None:
+    """Zeros lie over some chunks of an AVI and their headers: what follows stands where it did, the
+    lost time is a gap, and what was made of the lost pictures is no sample."""
+    path = encode(
+        tmp_path / "film.avi",
+        frames(120),
+        codec=codec,
+        options=options,
+        pixel_format="yuvj420p" if codec == "mjpeg" else "yuv420p",
+    )
+    whole, index = probe(os.fspath(path))
+    (task,) = plan(whole, index, EVERY)
+    read = list(read_range(os.fspath(path), whole, task, EVERY, size=32, fit=Fit.SQUASH))
+    true = {one.t_us: one.picture.tobytes() for one in read if isinstance(one, DecodedSample)}
+    assert len(true) == 120
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    begin, end = chunks[lost[0]][0], sum(chunks[lost[-1]])
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    info, index = probe(os.fspath(path))
+    assert info.duration_us == whole.duration_us
+    assert index.lost.sum() == len(lost)
+    assert info.frame_count == 120 - len(lost)
+    for sampling in (EVERY, Sampling(rate=Fraction(5)), Sampling(SamplingMode.KEYFRAMES, None)):
+        (task,) = plan(info, index, sampling)
+        results = list(read_range(os.fspath(path), info, task, sampling, size=32, fit=Fit.SQUASH))
+        edges = [0, *(result.end_us for result in results)]
+        assert [result.start_us for result in results] == edges[:-1]
+        assert edges[-1] == info.duration_us
+        samples = [result for result in results if isinstance(result, DecodedSample)]
+        for sample in samples:
+            assert sample.picture.tobytes() == true[sample.t_us]
+        if sampling != EVERY:
+            continue
+        assert samples[-1].t_us >= 3_800_000
+        gaps = [result for result in results if isinstance(result, Gap)]
+        assert {gap.kind for gap in gaps} == {GapKind.DAMAGED}
+        lost_us = sum(gap.end_us - gap.start_us for gap in gaps)
+        assert round((4_000_000 - lost_us) * 30 / 1_000_000) == len(samples)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+@pytest.mark.parametrize("wrong", ["gone", "in part zeros", "in part noise", "elsewhere"])
+def test_an_index_that_is_wrong_moves_nothing(codec: str, wrong: str, tmp_path: Path) -> None:
+    """The chunks of an AVI are all there, but not where its index says: none counts as lost."""
+    path = encode(
+        tmp_path / "film.avi",
+        frames(90),
+        codec=codec,
+        options={"g": "30"},
+        pixel_format="yuvj420p" if codec == "mjpeg" else "yuv420p",
+    )
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"idx1")
+    entries = range(at + 8 + 16 * 40, at + 8 + 16 * 50, 16)
+    if wrong == "gone":
+        data[at : at + 4] = b"JUNK"
+    for entry in entries:
+        if wrong == "in part zeros":
+            data[entry : entry + 16] = bytes(16)
+        if wrong == "in part noise":
+            data[entry + 4 : entry + 16] = np.random.default_rng(entry).bytes(12)
+        if wrong == "elsewhere":
+            data[entry + 8] ^= 1
+    path.write_bytes(data)
+    info, index = probe(os.fspath(path))
+    (task,) = plan(info, index, EVERY)
+    results = list(read_range(os.fspath(path), info, task, EVERY, size=32, fit=Fit.SQUASH))
+    assert [round(result.start_us * 30 / 1_000_000) for result in results] == list(range(90))
+    assert all(isinstance(result, DecodedSample) for result in results)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("change", ["cut out", "put in"])
+def test_bytes_that_are_cut_out_or_put_in_move_nothing(
+    change: str, coding: str, tmp_path: Path
+) -> None:
+    """FFmpeg does not find the index then, and counts the chunks that it comes across. They stand
+    where the index says by their sizes, and what is torn is no sample."""
+    path = film(tmp_path / "film.avi", coding)
+    whole, true, _gaps = read(path)
+    assert len(true) == 120
+    data, chunks = path.read_bytes(), chunks_of(path)
+    # Out of the middle of two chunks, and of all between them.
+    begin, end = (sum(chunks[number]) - chunks[number][1] // 2 for number in (47, 52))
+    middle = np.random.default_rng(1).bytes(5000) if change == "put in" else b""
+    path.write_bytes(data[:begin] + middle + data[begin if change == "put in" else end :])
+    info, samples, gaps = read(path)
+    # What is torn is read on over what follows, perhaps over the head of the next one.
+    lost = 120 - info.frame_count
+    assert (info.duration_us, lost) in (
+        (whole.duration_us, one) for one in ((0,) if middle else (5, 6))
+    )
+    assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+    gone = {slot for gap in gaps for slot in range(*slots(gap))}
+    assert gone == true.keys() - samples.keys()
+    # Up to the next keyframe at most, and what is shown before the torn one but made of it.
+    until = 48 + lost if coding == "mjpeg" else 60
+    assert {*range(47, 48 + lost)} <= gone <= {*range(45, until)} or coding == "h264"
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("rate", [Fraction(5), None], ids=str)
+def test_a_cut_is_seen_at_every_rate(rate: Fraction | None, coding: str, tmp_path: Path) -> None:
+    """Samples of whatever rate are those of the whole file, or gaps."""
+    sampling = Sampling(rate=rate) if rate else Sampling(SamplingMode.KEYFRAMES, None)
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    data, chunks = path.read_bytes(), chunks_of(path)
+    path.write_bytes(data[: chunks[40][0]] + data[chunks[80][0] + 5 :])
+    _info, samples, gaps = read(path, sampling)
+    assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+    assert max(samples) >= 90
+    gone = {slot for gap in gaps for slot in range(*slots(gap))}
+    assert gone >= {*range(42, 78)}
+
+
+def test_places_of_pictures_of_one_size(tmp_path: Path) -> None:
+    """Of uncompressed pictures nothing tells one from another. Behind the last cut their number
+    does; between two cuts their times are not known, and they are no samples."""
+    path = encode(
+        tmp_path / "raw.avi", frames(60), codec="rawvideo", pixel_format="yuv420p", options={}
+    )
+    true = read(path)[1]
+    data, chunks = path.read_bytes(), chunks_of(path)
+    once = data[: chunks[10][0] + 100] + data[chunks[13][0] + 300 :]
+    path.write_bytes(once)
+    _info, samples, gaps = read(path)
+    assert samples == {slot: true[slot] for slot in true if slot not in range(10, 15)}
+    assert [slots(gap) for gap in gaps] == [(10, 11), (11, 15)]  # torn, and missing
+    moved = len(data) - len(once)
+    again = once[: chunks[30][0] - moved + 100] + once[chunks[32][0] - moved + 300 :]
+    path.write_bytes(again)
+    _info, samples, gaps = read(path)
+    assert samples == {slot: true[slot] for slot in true if slot not in range(10, 34)}
+    assert [slots(gap) for gap in gaps] == [(10, 11), (11, 34)]
+
+
+def in_parts(path: Path, part: int) -> Path:
+    """Make an AVI one as those above a gigabyte are (OpenDML), with so many pictures in each part,
+    and without the index at the end."""
+    data, told = path.read_bytes(), chunks_of(path)
+    header = bytearray(data[: data.index(b"movi") - 8])
+    at = header.index(b"JUNK" + struct.pack("<I", 4120))  # reserved for it
+    header[at : at + 4] = b"indx"
+    with av.open(str(path)) as container:
+        keys = [entry.is_keyframe for entry in container.streams.video[0].index_entries]
+    parts, out = [], bytearray()
+    for first in range(0, len(told), part):
+        riff = len(header) + len(out) if first else 0
+        out += (b"RIFF----AVIX" if first else b"") + b"LIST----movi"
+        movie = len(header) + len(out) - 12
+        base, entries = len(header) + len(out), b""
+        for number in range(first, min(first + part, len(told))):
+            begin, size = told[number]
+            entries += struct.pack(
+                "<II", len(header) + len(out) + 8 - base, size | (not keys[number]) << 31
+            )
+            out += data[begin : begin + 8 + size + size % 2]
+        parts.append((len(header) + len(out), 32 + len(entries), len(entries) // 8))
+        index = struct.pack("<HBBI4sQI", 2, 0, 1, len(entries) // 8, b"00dc", base, 0) + entries
+        out += b"ix00" + struct.pack("<I", len(index)) + index
+        end = len(header) + len(out)
+        for begin in (movie, riff):
+            inside, at_head = (header, begin) if begin < len(header) else (out, begin - len(header))
+            inside[at_head + 4 : at_head + 8] = struct.pack("<I", end - begin - 8)
+    table = struct.pack("<HBBI4s12x", 4, 0, 0, len(parts), b"00dc")
+    table += b"".join(struct.pack("<QII", *one) for one in parts)
+    header[at + 8 : at + 8 + len(table)] = table
+    path.write_bytes(header + out)
+    return path
+
+
+@pytest.mark.parametrize("coding", ["mpeg4", "h264", "mjpeg"])
+def test_an_index_in_parts_is_followed_too(coding: str, tmp_path: Path) -> None:
+    """Bytes were cut out of a file of four parts, so that none of the last two is where the header
+    says."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    in_parts(path, 30)
+    assert read(path)[1] == true
+    data, chunks = path.read_bytes(), chunks_of(path)
+    assert len(chunks) == 120
+    path.write_bytes(data[: chunks[40][0] + 20] + data[chunks[43][0] + 30 :])
+    info, samples, gaps = read(path)
+    assert info.duration_us == 4_000_000
+    assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+    assert samples.keys() >= {*range(37), *range(60, 120)}
+    gone = {slot for gap in gaps for slot in range(*slots(gap))}
+    assert gone >= {*range(40, 44)}
+
+
+@pytest.mark.parametrize("lost", [5, 17, 23])
+def test_a_decoder_that_swallows_pictures_moves_nothing(lost: int, tmp_path: Path) -> None:
+    """Behind lost chunks the H.264 decoder gives some pictures that are there out of order, or not
+    at all, and tells of no error: from the next keyframe on they stand where they stood."""
+    path = film(tmp_path / "film.avi", "h264")
+    true = read(path)[1]
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    for first in range(20, 32):
+        begin, end = chunks[first][0] + 12, chunks[first + lost][0] + 4
+        path.write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+        _info, samples, _gaps = read(path)
+        assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+        assert samples.keys() >= {*range(first - 4), *range(first + lost + 13, 120)}
+
+
+@pytest.mark.parametrize("coding", ["mpeg4 with b-frames", "h264"])
+def test_the_last_pictures_of_a_cut_file_are_not_early(coding: str, tmp_path: Path) -> None:
+    """A picture that others would come before, were they there, is no sample in their place."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    data, chunks = path.read_bytes(), chunks_of(path)
+    for last in range(60, 72):
+        path.write_bytes(data[: sum(chunks[last]) + 8])
+        _info, samples, gaps = read(path)
+        assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+        assert samples.keys() >= {*range(last - 3)}
+        assert gaps[-1].kind is GapKind.TRUNCATED
+
+
+def test_a_frame_that_comes_behind_its_keyframe_takes_no_slot() -> None:
+    """A confused decoder gives what it has found too late."""
+    clock = Slots("avi", "h264")
+    for packet in range(4):
+        clock.feed(packet)
+    assert [clock.time(0, key=True), clock.time(1)] == [0, 1]
+    clock.lose(4, key=False)
+    for packet in range(5, 10):
+        clock.feed(packet)
+    assert clock.time(6, key=True) == 6
+    assert clock.passed == [(2, False), (3, False), (4, False), (5, False)]
+    clock.time(3)
+    assert clock.stray
+    assert (clock.time(7), clock.stray) == (7, False)
