@@ -55,6 +55,7 @@ class Chunks:
         self._stream = stream
         self._table: Table | None = None
         self._begun = False
+        self._chunked: bool | None = None
         self._searches = 0
         self._moved = 0
         self._number: int | None = -1
@@ -74,9 +75,9 @@ class Chunks:
         """The same packets, those of the stream at their slots. Each waits for the next one, which
         tells whether it is torn."""
         known = len(self._stream.index_entries)
-        if not self._begun and not 0 < self._stream.frames <= known:
+        if not self._begun and known < self._stream.frames:
             # Without an index, FFmpeg enters what it comes across.
-            table = read_table(self._path, self._stream.index)
+            table = read_table(self._path, self._stream.index, self._stream.frames)
             self._table = table if table is not None and len(table.slots) > known else None
         self._begun = True
         held: Packet[Stream] | None = None
@@ -99,7 +100,7 @@ class Chunks:
         """Give a packet its slot, and mark the one before it if that is torn. False for what is no
         picture of the stream, as far as can be told."""
         slot, position = packet.dts or 0, packet.pos
-        if position is not None:
+        if position is not None and self._are_chunks(position):
             at = position - HEAD_BYTES
             if self._table is None and not self._follows(at, slot):
                 self._table = self._told()
@@ -111,6 +112,15 @@ class Chunks:
         if packet.pts is not None:
             packet.pts += self._shift
         return True
+
+    def _are_chunks(self, position: int) -> bool:
+        """Whether packets are chunks of the stream, by the first. Those of DV with its sound in one
+        stream are not, and have times of their own."""
+        if self._chunked is None:
+            with open(self._path, "rb", buffering=0) as file:
+                chunk = next(chunks(file.fileno(), position - HEAD_BYTES), None)
+            self._chunked = chunk is not None and chunk.is_picture(self._stream.index)
+        return self._chunked
 
     def _follows(self, at: int, slot: int) -> bool:
         """Whether a chunk is the next one and has its slot, as all of a whole file are."""
@@ -211,7 +221,7 @@ class Chunks:
         if self._searches == _MOST_SEARCHES:
             return None
         self._searches += 1
-        pictures = [*itertools.islice(self._pictures_from(at), _ALIKE)]
+        pictures, ended = self._pictures_from(at)
         positions, sizes = table.positions[begin:], table.sizes[begin:]
         starts = len(sizes) - len(pictures) + 1
         if not pictures or starts <= 0:
@@ -222,36 +232,31 @@ class Chunks:
             alike &= sizes[there] == chunk.size
             alike &= positions[there] - positions[:starts] == chunk.at - at
         found = np.flatnonzero(alike)
-        if len(pictures) < _LEAST_ALIKE:
-            found = found[found == starts - 1]
-        if not len(found):
+        # If nothing else is missing up to the next part of the index, it has moved as far.
+        moved = next((moved for place, moved in table.moved if place > at), None)
+        nearest = found[positions[found] == at + moved] if moved is not None else found[:0]
+        if not len(nearest) and len(pictures) < _LEAST_ALIKE:
+            found = found[found == starts - 1] if ended else found[:0]
+        # Of pictures of one size nothing tells the place of one.
+        found = nearest if len(nearest) else found
+        if len(found) != 1:
             return None
-        if len(found) > 1:
-            # All are of one size. If nothing else is missing, what is left tells the place.
-            found = found[found == len(sizes) - self._pictures_left(at)]
-            if not len(found):
-                return None
         self._searches = 0
         return begin + int(found[0])
 
-    def _pictures_left(self, at: int) -> int:
-        """The pictures from an offset to the file's index; 0 where chunks do not lead there."""
-        left = 0
-        for chunk in self._led_to(at):
-            if chunk.name == INDEX:
-                return left
-            left += chunk.size > 0 and chunk.is_picture(self._stream.index)
-        return 0
-
-    def _pictures_from(self, at: int) -> Iterator[Chunk]:
-        """The pictures of the stream from an offset on, as far as chunks lead."""
-        for chunk in self._led_to(at):
-            if chunk.size and chunk.is_picture(self._stream.index):
-                yield chunk
-
-    def _led_to(self, at: int) -> Iterator[Chunk]:
+    def _pictures_from(self, at: int) -> tuple[list[Chunk], bool]:
+        """The next pictures of the stream from an offset on, as far as chunks lead; and whether
+        they are the file's last."""
+        pictures: list[Chunk] = []
         with open(self._path, "rb", buffering=0) as file:
-            yield from itertools.takewhile(lambda one: one.is_plausible, chunks(file.fileno(), at))
+            for chunk in itertools.islice(chunks(file.fileno(), at), _MOST_BETWEEN):
+                if len(pictures) == _ALIKE or not chunk.is_plausible:
+                    return pictures, False
+                if chunk.name == INDEX:
+                    break
+                if chunk.size and chunk.is_picture(self._stream.index):
+                    pictures.append(chunk)
+        return pictures, True
 
 
 class LostChunks:

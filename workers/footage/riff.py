@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,14 +21,14 @@ INDEX = b"idx1"
 _LISTS = (b"RIFF", b"LIST")
 _LIST_NAME_BYTES = 4
 _NAME = re.compile(rb"[ -~]{4}")
-_COMMON_NAME = re.compile(rb"\d\d(dc|db|wb|pc|tx|sb)|ix\d\d|RIFF|LIST|JUNK|idx1")
+_COMMON_NAME = re.compile(rb"\d\d(dc|db|iv|wb|pc|tx|sb)|ix\d\d|RIFF|LIST|JUNK|idx1")
 """Pictures, packed or not, sound, palettes, texts by the number of their stream, and the rest."""
 _MOST_CHUNKS = 2**20
 _HEADER_BYTES = 2**20
 """Bytes at the beginning of a file that hold its header."""
-_SEARCHED_BYTES = (2**20, 2**26)
-"""Bytes at the end of a file in which its index is looked for, first and last: four million chunks
-take the more."""
+_LEAST_SEARCHED, _SEARCHED_A_FRAME, _MOST_SEARCHED = 2**20, 2**7, 2**26
+"""Bytes at the end of a file in which its index is looked for, by the frames of which it tells: it
+takes 16 for each chunk, of whichever stream."""
 _MOVED_BYTES = 2**26
 """Bytes before and behind its place in which a part of an index is looked for."""
 _ENTRY = np.dtype([("name", "S4"), ("flags", "<u4"), ("offset", "<u4"), ("size", "<u4")])
@@ -41,8 +41,8 @@ _LARGEST_FILE = 2**62
 """Offsets from here on are damage."""
 _LONGEST_PART = 2**24
 """Bytes of a part at most: it tells of a gigabyte."""
-_PARTS_BYTES, _BASE_BYTES = 24, 12
-"""Bytes before the entries of the index of parts behind its head, and of a part behind the name."""
+_PARTS_BYTES, _PART_HEAD_BYTES = 24, 32
+"""Bytes before the entries of such indexes: behind their heads, and with it."""
 _OF_PARTS, _OF_CHUNKS = b"\4\0\0\0", b"\2\0\0\1"
 """How they begin: the 32-bit words of an entry, and of what it tells."""
 
@@ -78,9 +78,8 @@ class Chunk(NamedTuple):
         return self.name in _picture_names(stream_index)
 
 
-def _picture_names(stream_index: int) -> tuple[bytes, bytes]:
-    number = b"%02d" % stream_index
-    return number + b"dc", number + b"db"
+def _picture_names(stream_index: int) -> tuple[bytes, ...]:
+    return tuple(b"%02d%b" % (stream_index, kind) for kind in (b"dc", b"db", b"iv"))
 
 
 def chunks(descriptor: int, at: int) -> Iterator[Chunk]:
@@ -126,41 +125,52 @@ class Table(NamedTuple):
     """Bytes behind the heads."""
     slots: Ints
     keyframes: Flags
+    moved: Sequence[tuple[int, int]]
+    """Where parts of the index lie, ascending, and how far before their place that is."""
 
     @classmethod
-    def of(cls, positions: Ints, sizes: Ints, slots: Ints, keyframes: Flags) -> Table:
+    def of(
+        cls,
+        positions: Ints,
+        sizes: Ints,
+        slots: Ints,
+        keyframes: Flags,
+        moved: Sequence[tuple[int, int]] = (),
+    ) -> Table:
         """A table of chunks in any order: without those that are empty, of those at one place the
         first."""
         there = np.flatnonzero(sizes > 0)
         positions, first = np.unique(positions[there], return_index=True)
         there = there[first]
-        return cls(positions, sizes[there], slots[there], keyframes[there])
+        return cls(positions, sizes[there], slots[there], keyframes[there], moved)
 
 
-def read_table(path: str, stream_index: int) -> Table | None:
+def read_table(path: str, stream_index: int, frames: int) -> Table | None:
     """The index that a file has of a stream, wherever it lies in the file by now; None without one.
+    `frames` are those of its header.
 
     Raises OSError.
     """
     with open(path, "rb", buffering=0) as file:
-        found = (_at_end(file.fileno(), stream_index), _in_parts(file.fileno(), stream_index))
+        descriptor = file.fileno()
+        found = (_at_end(descriptor, stream_index, frames), _in_parts(descriptor, stream_index))
     tables = [table for table in found if table is not None]
     return max(tables, key=lambda table: len(table.positions), default=None)
 
 
-def _at_end(descriptor: int, stream_index: int) -> Table | None:
+def _at_end(descriptor: int, stream_index: int, frames: int) -> Table | None:
     """`idx1`, which tells of the first gigabyte at most."""
     movie = next((one for one in chunks(descriptor, 0) if _begins_movie(descriptor, one)), None)
-    end, at, tail = os.fstat(descriptor).st_size, -1, b""
-    for searched in _SEARCHED_BYTES:
-        if movie is not None and at < 0:
-            tail = os.pread(descriptor, searched, max(0, end - searched))
-            at = tail.rfind(INDEX)
+    searched = min(_LEAST_SEARCHED + frames * _SEARCHED_A_FRAME, _MOST_SEARCHED)
+    begin = max(0, os.fstat(descriptor).st_size - searched)
+    tail = os.pread(descriptor, searched, begin)
+    at = tail.rfind(INDEX)
     if movie is None or at < 0:
         return None
     length, told = int.from_bytes(tail[at + 4 : at + HEAD_BYTES], "little"), tail[at + HEAD_BYTES :]
     entries = np.frombuffer(told, _ENTRY, min(length, len(told)) // _ENTRY.itemsize)
     base = _base(descriptor, movie, entries)
+    moved = movie.at + HEAD_BYTES + movie.size - (begin + at)
     entries = entries[np.isin(entries["name"], _picture_names(stream_index))]
     if base is None:
         return None
@@ -169,6 +179,7 @@ def _at_end(descriptor: int, stream_index: int) -> Table | None:
         entries["size"].astype(np.int64),
         np.arange(len(entries), dtype=np.int64),
         (entries["flags"] & _IS_KEYFRAME) > 0,
+        [(begin + at, moved)],
     )
 
 
@@ -198,15 +209,18 @@ def _in_parts(descriptor: int, stream_index: int) -> Table | None:
     else:
         return None
     most = max(0, len(header) - begin) // _PART.itemsize
-    parts = np.frombuffer(header, _PART, min(int.from_bytes(told[4:8], "little"), most), begin)
-    parts = np.sort(parts[parts["offset"] < _LARGEST_FILE], order="offset")
-    found = _parts_near(descriptor, parts["offset"].tolist(), told[8:12])
+    told_parts = np.frombuffer(header, _PART, min(int.from_bytes(told[4:8], "little"), most), begin)
+    told_parts = np.sort(told_parts[told_parts["offset"] < _LARGEST_FILE], order="offset")
+    offsets = told_parts["offset"].tolist()
+    parts = _parts(descriptor, offsets, told[8:12])
     columns: list[tuple[Ints, Ints, Ints]] = []
+    moved: list[tuple[int, int]] = []
     slot = 0
-    for number, told_slots in enumerate(parts["slots"].tolist()):
-        if number in found:
-            positions, sizes = found[number]
+    for number, told_slots in enumerate(told_parts["slots"].tolist()):
+        if number in parts:
+            at, positions, sizes = parts[number]
             columns.append((positions, sizes, slot + np.arange(len(sizes), dtype=np.int64)))
+            moved.append((at, offsets[number] - at))
             slot += len(sizes)
         elif told_slots:
             slot += told_slots
@@ -215,30 +229,66 @@ def _in_parts(descriptor: int, stream_index: int) -> Table | None:
     if not columns:
         return None
     positions, sizes, slots = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Table.of(positions, sizes & ~_NOT_KEYFRAME, slots, (sizes & _NOT_KEYFRAME) == 0)
+    keyframes = (sizes & _NOT_KEYFRAME) == 0
+    return Table.of(positions, sizes & ~_NOT_KEYFRAME, slots, keyframes, sorted(moved))
 
 
-def _parts_near(descriptor: int, offsets: list[int], name: bytes) -> dict[int, tuple[Ints, Ints]]:
-    """The parts that lie about where they are expected, by their number: the positions and sizes of
-    chunks. What was cut out or put in has moved them, but not what they tell."""
-    head = re.compile(rb"ix\d\d(?s:.{4})%b(?P<count>(?s:.{4}))%b" % (_OF_CHUNKS, re.escape(name)))
-    parts: dict[int, tuple[Ints, Ints]] = {}
+class _Part(NamedTuple):
+    """A part of an index."""
+
+    at: int
+    """Where it lies."""
+    positions: Ints
+    sizes: Ints
+
+    @property
+    def end(self) -> int:
+        """Where what comes behind it lies."""
+        return self.at + _PART_HEAD_BYTES + len(self.sizes) * _PART_ENTRY.itemsize
+
+
+def _parts(descriptor: int, offsets: list[int], name: bytes) -> dict[int, _Part]:
+    """The parts of an index that are there, by their number. What was cut out or put in has moved
+    them, but not what they tell."""
+    there: dict[int, _Part] = {}
+    end = 0
+    for number, offset in enumerate(offsets):
+        part = _part_at(descriptor, offset, name) if offset >= end else None
+        if part is not None:
+            there[number] = part
+            end = part.end
+    if len(there) == len(offsets):
+        return there
+    head = re.compile(rb"ix\d\d(?s:.{4})%b(?s:.{4})%b" % (_OF_CHUNKS, re.escape(name)))
     size, searched = os.fstat(descriptor).st_size, 0
-    for offset in offsets:
-        if searched == size or offset + _MOVED_BYTES < searched + _LONGEST_PART:
+    moved = []
+    for number, offset in enumerate(offsets):
+        if number in there or offset + _MOVED_BYTES < searched + _LONGEST_PART or searched == size:
             continue
         begin = min(max(0, offset - _MOVED_BYTES, searched - _LONGEST_PART), size)
         around = os.pread(descriptor, offset + _MOVED_BYTES - begin, begin)
         searched, at = begin + len(around), 0
         while match := head.search(around, at):
-            at = match.end()
-            count = int.from_bytes(match["count"], "little")
-            base = int.from_bytes(around[at : at + 8], "little")
-            told, end = at + _BASE_BYTES, at + _BASE_BYTES + count * _PART_ENTRY.itemsize
-            if count and base < _LARGEST_FILE and end <= len(around):
-                entries, at = np.frombuffer(around, _PART_ENTRY, count, told), end
-                positions = entries["offset"].astype(np.int64) + base - HEAD_BYTES
-                parts[int(positions[0])] = positions, entries["size"].astype(np.int64)
+            part = _part_at(descriptor, begin + match.start(), name)
+            at = match.end() if part is None else part.end - begin
+            moved += [] if part is None else [part]
     # They follow what they tell of, or come before it.
-    follow = not parts or min(parts) < min(offsets)
-    return {bisect_left(offsets, at) - (not follow): part for at, part in sorted(parts.items())}
+    first = min((part.positions[0] for part in (*moved, *there.values())), default=0)
+    ahead = int(bool(offsets) and first > offsets[0])
+    found = {bisect_left(offsets, int(part.positions[0])) - ahead: part for part in moved}
+    return {number: part for number, part in found.items() if 0 <= number < len(offsets)} | there
+
+
+def _part_at(descriptor: int, at: int, name: bytes) -> _Part | None:
+    head = os.pread(descriptor, _PART_HEAD_BYTES, at)
+    count = int.from_bytes(head[12:16], "little")
+    base = int.from_bytes(head[20:28], "little")
+    length = count * _PART_ENTRY.itemsize
+    if head[8:12] != _OF_CHUNKS or head[16:20] != name or base >= _LARGEST_FILE:
+        return None
+    told = os.pread(descriptor, min(length, _LONGEST_PART), at + _PART_HEAD_BYTES)
+    if not count or len(told) < length:
+        return None
+    entries = np.frombuffer(told, _PART_ENTRY)
+    positions = entries["offset"].astype(np.int64) + base - HEAD_BYTES
+    return _Part(at, positions, entries["size"].astype(np.int64))
