@@ -15,6 +15,7 @@ from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from storage.records import VideoInfo
 from workers.footage.clock import Slots, Unwrapper, lacks_times
+from workers.footage.counted import Feed
 from workers.footage.picture import Picture, colorspace_of, orientation, tone_mapped
 from workers.footage.source import Source
 
@@ -54,6 +55,7 @@ class Clock:
             else info.time_base == self._each
         )
         self._slots = Slots(info.container, info.codec) if sequential and counted else None
+        self._feed = None if self._slots is None else Feed(self._slots, info.container)
         self._unwrapper = (
             Unwrapper(info.container, info.time_base) if sequential and not counted else None
         )
@@ -61,6 +63,8 @@ class Clock:
 
     def mend(self, packet: Packet[Stream]) -> None:
         """Give a packet of pictures its timestamps in running time. For each once, in order."""
+        if self._feed is not None:
+            self._feed.read(packet)
         if self._unwrapper is None:
             return
         before = packet.dts
@@ -70,15 +74,20 @@ class Clock:
         if before is not None and packet.dts is not None:
             self.shift = (packet.dts - before) * self._info.time_base
 
-    def feed(self, packet: Packet[Stream]) -> None:
-        """Tell of a packet that the decoder took. For each once, in order."""
-        if self._slots is not None and packet.size:
-            self._slots.feed(packet.dts)
+    def feed(self, packet: Packet[Stream], *, decodes: bool = True) -> None:
+        """Tell of a packet that the decoder was given. For each once, in order."""
+        if self._feed is not None and packet.size:
+            self._feed.taken(packet, decodes=decodes)
 
-    def time_of(self, frame: VideoFrame) -> Fraction:
-        """Seconds from the first frame, exact. For each once, in order."""
+    def time_of(self, frame: VideoFrame) -> Fraction | None:
+        """Seconds from the first frame, exact; None for one that comes too late to have a time. For
+        each once, in order."""
         if self._slots is not None:
-            self._latest = self._slots.time() * self._info.time_base
+            first = self._latest is None
+            slot = self._slots.time(frame.pts, key=first or frame.key_frame)
+            if self._slots.stray:
+                return None
+            self._latest = slot * self._info.time_base
         elif frame.pts is not None:
             # The frame's own time base is lost where the decoder is emptied at the end.
             self._latest = (frame.pts - self._info.first_pts) * self._info.time_base
@@ -94,12 +103,14 @@ def decoded_packet(source: Source, clock: Clock, packet: Packet[Stream] | None) 
     try:
         frames = source.stream.codec_context.decode(packet)
     except av.error.FFmpegError:
+        if packet is not None:
+            clock.feed(packet, decodes=False)
         return
     if packet is not None:
         clock.feed(packet)
     for frame in frames:
         t = clock.time_of(frame)
-        if t >= 0:
+        if t is not None and t >= 0:
             yield Timed(frame, t)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 _MOST_LOST = 2**20
-_MOST_BETWEEN = 2**14
+_MOST_BETWEEN = 2**12
 """Chunks of other streams that lie between two pictures at most."""
 _ALIKE, _LEAST_ALIKE = 8, 3
 """Pictures in a row that are compared with the index where positions have moved, and how many tell
@@ -159,12 +159,14 @@ class Chunks:
             known = int(np.searchsorted(table.positions, latest.at + self._moved, "right")) - 1
         rank = self._listed(table, at, packet.size)
         goes_on = known + 1 < len(table.slots)
-        if rank != known + 1 and goes_on and not self._partial:
+        if rank is None and goes_on and self._partial:
+            rank = self._found(table, at, known)
+        elif rank != known + 1 and goes_on:
             leads, whole = (True, True) if self._at is None else self._leads(self._at, at)
             rank = self._found(table, at, known) if rank is None else rank
             if rank is None and not leads:
                 return False
-            self._partial = rank is None
+            self._partial |= rank is None
             if before is not None and not whole:
                 before.is_corrupt = True
         if rank is None:
@@ -181,7 +183,7 @@ class Chunks:
         between = between[(between > known_slot) & (between < true)]
         ahead = true - known_slot - (slot - latest.slot)
         # That the index and the chunks count empty slots differently is no loss.
-        if self._unknown is not None or (len(between) and 0 < ahead <= _MOST_LOST):
+        if ahead <= _MOST_LOST and (self._unknown is not None or (len(between) and ahead > 0)):
             self._shift += ahead
             if len(between):
                 self.lost = True

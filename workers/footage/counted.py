@@ -9,12 +9,46 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import NamedTuple
 
+from av.packet import Packet
+from av.stream import Stream
 from av.video.frame import VideoFrame
 
 from storage.records import FrameRange, Sampling, SamplingMode, VideoInfo
+from workers.footage.avi import LostChunks
 from workers.footage.clock import Slots
 from workers.footage.picture import Picture
 from workers.footage.sample import scaled_one
+
+
+class Feed:
+    """Tells `Slots` what a decoder takes and what it does not get."""
+
+    def __init__(self, slots: Slots, container: str, frame_ticks: int = 1) -> None:
+        """`frame_ticks` is how long frames last, in ticks."""
+        self._slots = slots
+        self._slotted = container == "avi"
+        self._lost = LostChunks()
+        self._frame_ticks = frame_ticks
+        self._order = -frame_ticks
+
+    def read(self, packet: Packet[Stream]) -> None:
+        """A packet was read. It gets a timestamp by the order of decoding, for damage is told by
+        timestamps and the file has none: in AVI its slot."""
+        dts, self._order = packet.dts, self._order + self._frame_ticks
+        if not self._slotted:
+            packet.pts = self._order
+            return
+        packet.pts = self._order = self._order if dts is None else max(self._order, dts)
+        if (hole := self._lost.before(packet, packet.pts, dts)) is not None:
+            for number in range(hole.missing):
+                self._slots.lose(hole.begin + number, key=number == 0)
+
+    def taken(self, packet: Packet[Stream], *, decodes: bool) -> None:
+        """The decoder was given it, and may have said that it does not decode."""
+        if decodes:
+            self._slots.feed(packet.dts)
+        else:
+            self._slots.lose(packet.dts, key=packet.is_keyframe)
 
 
 class Place(NamedTuple):

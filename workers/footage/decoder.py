@@ -19,6 +19,7 @@ from av.stream import Stream
 from av.video.frame import PictureType, VideoFrame
 
 from workers.footage.clock import Slots, Unwrapper
+from workers.footage.counted import Feed
 from workers.footage.damage import Damage
 from workers.footage.source import Source
 
@@ -169,9 +170,7 @@ class Decoder(Generic[_Taken]):
         self._fields = fields
         self._landmark = landmark
         self._spoilt = spoilt
-        self._slots: Slots | None = None
-        self._holes = source.holes()
-        self._order = self._frame_ticks = 0
+        self._feed: Feed | None = None
         self._keyframes_to_come: deque[int] = deque(maxlen=_REMEMBERED)
         self._unwrapper: Unwrapper | None = None
         self._keyframes = False
@@ -270,8 +269,7 @@ class Decoder(Generic[_Taken]):
     def everything(self, slots: Slots, frame_s: Fraction) -> Iterator[_Taken]:
         """All frames from the first packet on, in the order of presentation. Where `take` is called
         for one, `slots` knows its time; `frame_s` is how long frames last, in seconds."""
-        self._slots, self._frame_ticks = slots, max(1, self._ticks(frame_s))
-        self._order = -self._frame_ticks
+        self._feed = Feed(slots, self._source.container, max(1, self._ticks(frame_s)))
         for packet in self._packets():
             self.packets += 1
             damaged = self.damaged
@@ -313,25 +311,13 @@ class Decoder(Generic[_Taken]):
                     packet.pts, packet.dts, packet.duration, hidden=packet.is_discard
                 )
             self.recognised |= packet.pts is not None and packet.pts == self._landmark
-            if self._slots is not None:
-                packet.pts = self._order = self._ordered(packet)
-                hole = self._holes.before(packet, packet.pts, packet.dts) if self._holes else None
-                if hole is not None:
-                    for number in range(hole.missing):
-                        self._slots.lose(hole.begin + number, key=number == 0)
+            if self._feed is not None:
+                self._feed.read(packet)
             self._damage.read(packet, 0 if self._unwrapper is None else self._unwrapper.jumps)
             # Theora and NUT repeat the picture before by a packet without bytes, which decoders
             # take for an error.
             if packet.size and self._source.holds(packet):
                 yield packet
-
-    def _ordered(self, packet: Packet[Stream]) -> int:
-        """A timestamp by the order of decoding, for damage is told by timestamps and the file has
-        none: in AVI the packet's slot."""
-        following = self._order + self._frame_ticks
-        if self._source.container == "avi" and packet.dts is not None:
-            return max(following, packet.dts)
-        return following
 
     def _primed_seek(self, pts: int, back: int = 0) -> bool:
         for packet in self._packets():
@@ -353,9 +339,9 @@ class Decoder(Generic[_Taken]):
     def _decoded(
         self, packet: Packet[Stream], *, only_references: bool = False
     ) -> Iterator[_Taken]:
-        context, slots = self._source.stream.codec_context, self._slots
+        context, feed = self._source.stream.codec_context, self._feed
         # Where frames are counted those that an emptied decoder leaves out would be missed.
-        if slots is None and self._damage.ends_before(packet):
+        if feed is None and self._damage.ends_before(packet):
             yield from self._emptied()
         skip: Literal["DEFAULT", "NONREF"] = (
             "NONREF" if only_references and self._busy else "DEFAULT"
@@ -363,18 +349,18 @@ class Decoder(Generic[_Taken]):
         context.skip_frame = skip
         self._busy = True
         self._damage.fed(packet)
-        if slots is not None and packet.is_keyframe and packet.pts is not None:
+        if feed is not None and packet.is_keyframe and packet.pts is not None:
             self._keyframes_to_come.append(packet.pts)
         try:
             frames = context.decode(packet)
         except av.error.FFmpegError:
             self.damaged += 1
             self._damage.add(packet.pts)
-            if slots is not None:
-                slots.lose(packet.dts, key=packet.is_keyframe)
+            if feed is not None:
+                feed.taken(packet, decodes=False)
         else:
-            if slots is not None:
-                slots.feed(packet.dts)
+            if feed is not None:
+                feed.taken(packet, decodes=True)
             # Other containers tell the shape themselves, for the whole of a stream.
             if self._searched and packet.is_keyframe and packet.pts is not None:
                 self._shapes.keyframe(packet.pts, self._source.decoded_aspect_ratio)

@@ -153,7 +153,10 @@ def read_table(path: str, stream_index: int, frames: int) -> Table | None:
     """
     with open(path, "rb", buffering=0) as file:
         descriptor = file.fileno()
-        found = (_at_end(descriptor, stream_index, frames), _in_parts(descriptor, stream_index))
+        found = (
+            _at_end(descriptor, stream_index, frames),
+            _in_parts(descriptor, stream_index, frames),
+        )
     tables = [table for table in found if table is not None]
     return max(tables, key=lambda table: len(table.positions), default=None)
 
@@ -198,7 +201,7 @@ def _base(descriptor: int, movie: Chunk, entries: NDArray[np.void]) -> int | Non
     return None
 
 
-def _in_parts(descriptor: int, stream_index: int) -> Table | None:
+def _in_parts(descriptor: int, stream_index: int, frames: int) -> Table | None:
     """`ix`, of whose parts `indx` in the header tells: one for each gigabyte."""
     header, at = os.pread(descriptor, _HEADER_BYTES, 0), -1
     while (at := header.find(b"indx", at + 1)) >= 0:
@@ -208,8 +211,9 @@ def _in_parts(descriptor: int, stream_index: int) -> Table | None:
             break
     else:
         return None
-    most = max(0, len(header) - begin) // _PART.itemsize
-    told_parts = np.frombuffer(header, _PART, min(int.from_bytes(told[4:8], "little"), most), begin)
+    entries = header[begin:]
+    count = min(int.from_bytes(told[4:8], "little"), len(entries) // _PART.itemsize)
+    told_parts = np.frombuffer(entries, _PART, count)
     told_parts = np.sort(told_parts[told_parts["offset"] < _LARGEST_FILE], order="offset")
     offsets = told_parts["offset"].tolist()
     parts = _parts(descriptor, offsets, told[8:12])
@@ -222,7 +226,7 @@ def _in_parts(descriptor: int, stream_index: int) -> Table | None:
             columns.append((positions, sizes, slot + np.arange(len(sizes), dtype=np.int64)))
             moved.append((at, offsets[number] - at))
             slot += len(sizes)
-        elif told_slots:
+        elif 0 < told_slots <= frames:
             slot += told_slots
         else:
             break  # Nothing tells how many are missing.
@@ -272,10 +276,15 @@ def _parts(descriptor: int, offsets: list[int], name: bytes) -> dict[int, _Part]
             part = _part_at(descriptor, begin + match.start(), name)
             at = match.end() if part is None else part.end - begin
             moved += [] if part is None else [part]
+    known = {part.at for part in there.values()}
     # They follow what they tell of, or come before it.
-    first = min((part.positions[0] for part in (*moved, *there.values())), default=0)
-    ahead = int(bool(offsets) and first > offsets[0])
-    found = {bisect_left(offsets, int(part.positions[0])) - ahead: part for part in moved}
+    follow = [part.positions[0] < part.at for part in (*there.values(), *moved)]
+    ahead = 2 * sum(follow) < len(follow)
+    found = {
+        bisect_left(offsets, int(part.positions[0])) - ahead: part
+        for part in moved
+        if part.at not in known
+    }
     return {number: part for number, part in found.items() if 0 <= number < len(offsets)} | there
 
 
