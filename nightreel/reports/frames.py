@@ -80,14 +80,15 @@ class Clock:
             self._feed.taken(packet, decodes=decodes)
 
     def time_of(self, frame: VideoFrame) -> Fraction | None:
-        """Seconds from the first frame, exact; None for one that comes too late to have a time. For
+        """Seconds from the first frame, exact; None for one that damage has put out of order. For
         each once, in order."""
         if self._slots is not None:
             first = self._latest is None
             slot = self._slots.time(frame.pts, key=first or frame.key_frame)
-            if self._slots.stray:
+            t = slot * self._info.time_base
+            if self._slots.stray or (self._latest is not None and t <= self._latest):
                 return None
-            self._latest = slot * self._info.time_base
+            self._latest = t
         elif frame.pts is not None:
             # The frame's own time base is lost where the decoder is emptied at the end.
             self._latest = (frame.pts - self._info.first_pts) * self._info.time_base

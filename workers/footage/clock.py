@@ -159,8 +159,11 @@ class Slots:
         self._newest: int | None = None
         self._lost: deque[tuple[int, bool]] = deque()
         self._most_waiting = 1 + _REORDERED.get(codec, 0)
+        self.misses = self._slotted and self._most_waiting > 1
+        """Whether it is seen at keyframes how many frames have not come."""
         self._given: deque[int] = deque(maxlen=self._most_waiting)
         self._tells: bool | None = None
+        self._doubted = False
         self._latest_lost = self._latest_key = self._at = -1
         self.late = False
         """Whether the latest frame was fed before a lost one, and when it is shown is not sure."""
@@ -203,6 +206,7 @@ class Slots:
         if self._slotted and dts is not None:
             self._lost.append((dts, key))
             self._packets.append(dts)
+            self._doubted = True
 
     def time(self, fed: int | None = None, *, key: bool = False) -> int:
         """The time of the next frame that the decoder gives; `fed` is the decoding timestamp of its
@@ -220,7 +224,7 @@ class Slots:
         latest_lost = self._lost[0][0] if self._lost else self._latest_lost
         self.late = self._delay is not None and fed is not None and fed < latest_lost
         if fed is not None:
-            if key and not self.late:
+            if key and self.misses and not self.late:
                 self._find(fed)
                 self._latest_key = fed
             self._given.append(fed)
@@ -243,6 +247,11 @@ class Slots:
             for _ in range(due - self._next):
                 self._pass(key=False)
             self._next = due
+            place = due - self._number
+            if self._doubted and place < len(self._packets):
+                # What came since was of no sure time.
+                self._at = min(self._at, self._packets[place] - self._first - 1)
+            self._doubted = bool(self._lost)
 
     def _pass(self, *, key: bool) -> None:
         """A frame is shown next that will not come."""

@@ -26,6 +26,8 @@ class Feed:
     def __init__(self, slots: Slots, container: str, frame_ticks: int = 1) -> None:
         """`frame_ticks` is how long frames last, in ticks."""
         self._slots = slots
+        self.misses = slots.misses
+        """Whether it is seen at keyframes how many frames have not come."""
         self._slotted = container == "avi"
         self._lost = LostChunks()
         self._frame_ticks = frame_ticks

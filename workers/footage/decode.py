@@ -267,8 +267,9 @@ class _Reader:
                     continue
                 start_us = min(max(place.start_us, self.range.start_us), self._end_us)
                 if place is not frame.place or frame.picture is None:
-                    lost_us = start_us if lost_us is None else lost_us
+                    lost_us = start_us if lost_us is None else min(lost_us, start_us)
                     continue
+                lost_us = None if lost_us is None else min(lost_us, start_us)
                 yield from self._ended(waiting, start_us, lost_us)
                 if waiting is None and lost_us is None:
                     start_us = self.range.start_us

@@ -340,8 +340,8 @@ class Decoder(Generic[_Taken]):
         self, packet: Packet[Stream], *, only_references: bool = False
     ) -> Iterator[_Taken]:
         context, feed = self._source.stream.codec_context, self._feed
-        # Where frames are counted those that an emptied decoder leaves out would be missed.
-        if feed is None and self._damage.ends_before(packet):
+        # Of frames that are counted, those that an emptied decoder leaves out would be missed.
+        if (feed is None or feed.misses) and self._damage.ends_before(packet):
             yield from self._emptied()
         skip: Literal["DEFAULT", "NONREF"] = (
             "NONREF" if only_references and self._busy else "DEFAULT"
