@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from fractions import Fraction
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from footage_files import encode, frames, x264
 
+from nightreel.reports.frames import Clock, decoded_packet
 from storage.records import Fit, Gap, GapKind, Sampling, SamplingMode, VideoInfo
 from workers.footage.clock import Slots
 from workers.footage.decode import DecodedSample, read_range
 from workers.footage.plan import plan
 from workers.footage.probe import probe
+from workers.footage.source import Source
 
 EVERY = Sampling(SamplingMode.EVERY_FRAME, None)
 RATE = 30
@@ -320,3 +323,167 @@ def test_a_frame_that_comes_behind_its_keyframe_takes_no_slot() -> None:
     clock.time(3)
     assert clock.stray
     assert (clock.time(7), clock.stray) == (7, False)
+
+
+OTHERS = {
+    40: b"gps0" + struct.pack("<I", 6) + b"52 N 4",
+    45: b"LIST" + struct.pack("<I", 16) + b"INFOISFT" + struct.pack("<I", 4) + b"cam\0",
+    50: b"gps0" + struct.pack("<I", 7) + b"52 N 4 ",
+}
+"""Chunks of a recorder's own, by the picture before which they lie. The last is not filled up."""
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("listed", ["all", "keyframes", "the first"])
+def test_an_index_that_tells_of_some_loses_none(listed: str, coding: str, tmp_path: Path) -> None:
+    """Between the pictures lie chunks that no index tells of, and neither does it of some of the
+    pictures: all stand where they stood, and nothing is missing."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    data, told = path.read_bytes(), chunks_of(path)
+    with av.open(str(path)) as container:
+        keys = [entry.is_keyframe for entry in container.streams.video[0].index_entries]
+    movie, out, entries = data.index(b"movi"), b"movi", b""
+    for number, (begin, size) in enumerate(told):
+        out += OTHERS.get(number, b"")
+        if listed == "all" or (keys[number] if listed == "keyframes" else number < 30):
+            entries += struct.pack("<4sIII", b"00dc", 16 * keys[number], len(out), size)
+        out += data[begin : begin + 8 + size + size % 2]
+    out += b"idx1" + struct.pack("<I", len(entries)) + entries
+    size = len(out) - 8 - len(entries)
+    out = data[8 : movie - 4] + struct.pack("<I", size) + out
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(out)) + out)
+    info, samples, gaps = read(path)
+    assert info.frame_count == 120
+    assert samples == true
+    assert not gaps
+
+
+@pytest.mark.parametrize("left", range(4, 9))
+@pytest.mark.parametrize("coding", ["mpeg4", "h264", "mjpeg"])
+def test_a_file_that_ends_with_the_head_of_its_index_is_had(
+    coding: str, left: int, tmp_path: Path
+) -> None:
+    """All pictures are there, and so are all samples."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"idx1") + left])
+    assert read(path)[1] == true
+
+
+@pytest.mark.parametrize("coding", ["mpeg4", "h264"])
+@pytest.mark.parametrize(
+    ("where", "at", "value"),
+    [
+        ("indx", 12, struct.pack("<I", 2**32 - 1)),
+        ("indx", 32 + 16, struct.pack("<Q", 2**63)),
+        ("indx", 32 + 16, struct.pack("<Q", 2**64 - 1)),
+        ("indx", 32 + 16 + 12, struct.pack("<I", 2**31)),
+        ("ix00", 12, struct.pack("<I", 2**32 - 1)),
+        ("ix00", 12, struct.pack("<I", 0)),
+        ("ix00", 20, struct.pack("<Q", 2**64 - 1)),
+        ("ix00", 20, struct.pack("<Q", 2**62 - 1)),
+        ("ix00", 32, struct.pack("<II", 2**32 - 1, 2**32 - 1)),
+        ("ix00", 0, bytes(32)),
+    ],
+    ids=str,
+)
+def test_nonsense_in_an_index_of_parts_takes_nothing_before_it(
+    where: str, at: int, value: bytes, coding: str, tmp_path: Path
+) -> None:
+    """The index of the second part, or what the header tells of it, holds numbers that are out of
+    reach, and bytes may be missing from that part: what was before is had."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    data, chunks = bytearray(in_parts(path, 30).read_bytes()), chunks_of(path)
+    begin = data.index(b"indx")
+    if where == "ix00":
+        begin = data.index(b"ix00", data.index(b"ix00") + 4)
+    elif value == struct.pack("<I", 2**31):
+        there = data.index(b"ix00", data.index(b"ix00") + 4)
+        data[there : there + 32] = bytes(32)
+    data[begin + at : begin + at + len(value)] = value
+    for cut in (slice(0), slice(chunks[40][0] + 20, chunks[43][0] + 30)):
+        left = bytearray(data)
+        del left[cut]
+        path.write_bytes(left)
+        _info, samples, _gaps = read(path)
+        whole = range(120) if cut == slice(0) and where == "indx" else range(28)
+        assert {slot: samples[slot] for slot in whole} == {slot: true[slot] for slot in whole}
+
+
+@pytest.mark.parametrize("before", [4, 8, 12, 31, 32, 40])
+def test_an_index_at_the_edge_of_what_is_read_is_none(before: int, tmp_path: Path) -> None:
+    """A picture holds what looks like the head of an index, where the header that is looked at
+    ends: the others stand right."""
+    path = encode(
+        tmp_path / "raw.avi", frames(60), codec="rawvideo", pixel_format="yuv420p", options={}
+    )
+    true = read(path)[1]
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    head = b"indx" + struct.pack("<IHBBI4s12x", 2**31, 4, 0, 0, 2**32 - 1, b"00dc")
+    data[2**20 - before : 2**20 - before + len(head)] = head
+    del data[chunks[10][0] + 100 : chunks[13][0] + 300]
+    path.write_bytes(data)
+    _info, samples, _gaps = read(path)
+    changed = {number for number, (at, size) in enumerate(chunks) if abs(at - 2**20) < size + 64}
+    kept = {*range(10), *range(15, 60)} - changed
+    assert {slot: samples.get(slot) for slot in kept} == {slot: true[slot] for slot in kept}
+
+
+def of_one_size(path: Path, change: str) -> tuple[dict[int, bytes], list[tuple[int, int]]]:
+    """A file in four parts of pictures of one size, with such a change to its 19th to 22nd; and its
+    chunks."""
+    encode(path, frames(60), codec="rawvideo", pixel_format="yuv420p", options={})
+    true = read(path)[1]
+    data, chunks = in_parts(path, 16).read_bytes(), chunks_of(path)
+    begin, end = chunks[18][0] + 100, chunks[21][0] + 300
+    middle = {"cut out": b"", "put in": b"x" * 5000, "zeros": bytes(end - begin)}[change]
+    path.write_bytes(data[:begin] + middle + data[begin if change == "put in" else end :])
+    return true, chunks
+
+
+@pytest.mark.parametrize("change", ["cut out", "put in", "zeros"])
+def test_pictures_of_one_size_in_parts_stand_right(change: str, tmp_path: Path) -> None:
+    """Of a file in parts, too, one damage takes only what it touches."""
+    path = tmp_path / "raw.avi"
+    true, chunks = of_one_size(path, change)
+    assert len(chunks) == 60
+    info, samples, gaps = read(path)
+    assert info.duration_us == 2_000_000
+    assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+    assert samples.keys() >= {*range(18), *range(23, 60)}
+    gone = {slot for gap in gaps for slot in range(*slots(gap))}
+    assert gone >= ({19, 20} if change != "put in" else set())
+
+
+def annotated(path: Path) -> dict[int, bytes]:
+    """The frames of an AVI by their slots, as they are decoded for an annotated film."""
+    info, _index = probe(os.fspath(path))
+    clock = Clock(info)
+    with Source(os.fspath(path), info.stream_index) as source:
+        return {
+            round(timed.t * RATE): timed.frame.to_ndarray().tobytes()
+            for packet in itertools.chain(source.packets(), [None])
+            for timed in decoded_packet(source, clock, packet)
+        }
+
+
+@pytest.mark.parametrize("coding", ["mpeg4 with b-frames", "h264"])
+@pytest.mark.parametrize("change", ["zeros", "cut out"])
+def test_annotated_films_have_the_times_of_samples(
+    change: str, coding: str, tmp_path: Path
+) -> None:
+    """A frame of a damaged file that is a sample is shown at its time."""
+    path = film(tmp_path / "film.avi", coding)
+    true = annotated(path)
+    assert len(true) == 120
+    data, chunks = path.read_bytes(), chunks_of(path)
+    for first in range(40, 52):
+        begin, end = chunks[first][0] + 12, chunks[first + 9][0] + 5
+        middle = bytes(end - begin) if change == "zeros" else b""
+        path.write_bytes(data[:begin] + middle + data[end:])
+        samples, shown = read(path)[1], annotated(path)
+        # A damaged frame, which is no sample, may stand in the place of the first one behind it.
+        assert sum(shown.get(slot) != true[slot] for slot in samples) <= 1

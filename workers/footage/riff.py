@@ -270,7 +270,7 @@ def _parts(descriptor: int, offsets: list[int], name: bytes) -> dict[int, _Part]
         if number in there or offset + _MOVED_BYTES < searched + _LONGEST_PART or searched == size:
             continue
         begin = min(max(0, offset - _MOVED_BYTES, searched - _LONGEST_PART), size)
-        around = os.pread(descriptor, offset + _MOVED_BYTES - begin, begin)
+        around = os.pread(descriptor, min(offset + _MOVED_BYTES, size) - begin, begin)
         searched, at = begin + len(around), 0
         while match := head.search(around, at):
             part = _part_at(descriptor, begin + match.start(), name)
