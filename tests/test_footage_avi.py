@@ -487,3 +487,35 @@ def test_annotated_films_have_the_times_of_samples(
         samples, shown = read(path)[1], annotated(path)
         # A damaged frame, which is no sample, may stand in the place of the first one behind it.
         assert sum(shown.get(slot) != true[slot] for slot in samples) <= 1
+
+
+def test_a_torn_picture_that_is_swallowed_moves_none_before_it(tmp_path: Path) -> None:
+    """Of a torn chunk the H.264 decoder may give nothing, without an error: no picture that waited
+    for that one is a sample in its place."""
+    path = film(tmp_path / "film.avi", "h264")
+    true = read(path)[1]
+    data, chunks = path.read_bytes(), chunks_of(path)
+    for first in range(48, 60):
+        path.write_bytes(data[: chunks[first][0] + 12] + data[chunks[first + 9][0] + 5 :])
+        _info, samples, _gaps = read(path)
+        assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+
+
+@pytest.mark.parametrize("coding", ["mpeg4", "h264"])
+def test_damage_that_takes_a_part_of_the_index_along_moves_nothing(
+    coding: str, tmp_path: Path
+) -> None:
+    """The last pictures of a part are overwritten, and what the index tells of that part: the next
+    part stands where it stood."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    data, chunks = bytearray(in_parts(path, 30).read_bytes()), chunks_of(path)
+    begin = chunks[56][0] + 10
+    end = data.index(b"ix00", begin) + 32
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    info, samples, gaps = read(path)
+    assert info.duration_us == 4_000_000
+    assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+    assert samples.keys() >= {*range(53), *range(72, 120)}
+    assert gaps

@@ -183,11 +183,18 @@ class Chunks:
         between = between[(between > known_slot) & (between < true)]
         ahead = true - known_slot - (slot - latest.slot)
         # That the index and the chunks count empty slots differently is no loss.
-        if ahead <= _MOST_LOST and (self._unknown is not None or (len(between) and ahead > 0)):
+        lost = len(between) > 0
+        if not lost and ahead > 0 and self._at is not None:
+            leads, whole = self._leads(self._at, at)
+            lost = not leads
+            if before is not None and not whole:
+                before.is_corrupt = True
+        if ahead <= _MOST_LOST and (self._unknown is not None or (lost and ahead > 0)):
             self._shift += ahead
-            if len(between):
+            if lost:
                 self.lost = True
-                packet.opaque = _Lost(true - max(int(between.min()), self._passed + 1))
+                first = int(between.min()) if len(between) else 0
+                packet.opaque = _Lost(true - max(first, self._passed + 1))
         self._unknown = None
         return True
 

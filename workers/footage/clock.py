@@ -208,6 +208,12 @@ class Slots:
             self._packets.append(dts)
             self._doubted = True
 
+    def doubt(self, dts: int | None) -> None:
+        """The packet of this decoding timestamp is torn, and may give no frame: what was fed before
+        it and comes later may be shown later, too."""
+        if self.misses and dts is not None:
+            self._latest_lost = max(self._latest_lost, dts)
+
     def time(self, fed: int | None = None, *, key: bool = False) -> int:
         """The time of the next frame that the decoder gives; `fed` is the decoding timestamp of its
         packet, `key` whether it is a keyframe. Frames that were fed before a lost one count as

@@ -47,6 +47,8 @@ class Feed:
 
     def taken(self, packet: Packet[Stream], *, decodes: bool) -> None:
         """The decoder was given it, and may have said that it does not decode."""
+        if packet.is_corrupt:
+            self._slots.doubt(packet.dts)
         if decodes:
             self._slots.feed(packet.dts)
         else:
