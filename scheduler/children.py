@@ -72,11 +72,16 @@ def _submit(
     pool: ProcessPoolExecutor, work: Callable[[Item], Result], item: Item
 ) -> Future[Result]:
     """Submit, which may start a process, with SIGINT blocked: Ctrl-C reaches every process of a
-    terminal and is the parent's to handle, also while a child is still starting."""
+    terminal and is the parent's to handle, also while a child is still starting. Where an item
+    before has killed its process, the future tells, as it would a moment earlier."""
     resource_tracker.ensure_running()  # first, because starting it unblocks the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(work, item)
+    except BrokenProcessPool as error:
+        future = Future[Result]()
+        future.set_exception(error)
+        return future
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -20,6 +20,7 @@ from sqlalchemy import Engine, select
 import workers.footage.probe
 import workers.probing
 from scheduler.archive import find
+from scheduler.children import in_children
 from scheduler.probing import probe_all
 from scheduler.submit import submit
 from storage import ledger
@@ -260,6 +261,25 @@ def test_a_file_that_kills_its_process_is_rejected_alone(tmp_path: Path) -> None
     assert [one.kind for one in found] == ["crashes", ""]
     assert "crashes the media library" in found[0].reason
     assert found[1].info is not None
+
+
+def test_items_that_kill_their_process_are_told_while_others_are_submitted() -> None:
+    """The consumer is slow, so that the process is gone already when the next one is submitted; and
+    of two in a row the second ends the process that was started for it."""
+    found = []
+    for item, answer in in_children(_kills, range(8), processes=1, stop=threading.Event()):
+        found.append((item, answer))
+        time.sleep(0.4)
+    assert found == [(item, None if item in KILLERS else item) for item in range(8)]
+
+
+KILLERS = (2, 5, 6)
+
+
+def _kills(item: int) -> int:
+    if item in KILLERS:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
 
 
 def _open_files(pid: int) -> list[Path]:

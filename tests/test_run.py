@@ -812,6 +812,16 @@ def test_a_run_goes_on_when_nobody_listens_to_its_talk(
     assert {row["state"] for row in json.loads(done.stdout)} == {"complete"}
 
 
+def test_a_wrong_option_is_one_when_nobody_listens(tmp_path: Path) -> None:
+    """The exit code says so, though no line can."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [NIGHTREEL, "run", "archive", "--no-such-option"]
+    done = subprocess.run(command, cwd=tmp_path, stderr=write, check=False)
+    os.close(write)
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nightreel.cli.output import say
+from nightreel.cli.output import nobody_may_listen, say
 from storage.exits import MEANINGS, ExitCode
 
 _ESCAPED = "nightreel.escaped"
@@ -152,7 +152,8 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        error.show()
+        with nobody_may_listen():
+            error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else error.exit_code
     except (click.Abort, KeyboardInterrupt):
         say(f"interrupted; the same command {_goes_on(words)}")

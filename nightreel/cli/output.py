@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -188,8 +188,13 @@ def _common_folder(paths: Sequence[str]) -> str:
 
 def say(message: str) -> None:
     """Write one line of talk to standard error; nobody may be listening any more."""
-    with suppress(OSError, ValueError):
+    with nobody_may_listen():
         click.echo(message, err=True)
+
+
+def nobody_may_listen() -> AbstractContextManager[None]:
+    """Within, standard error may be closed: that costs the talk alone."""
+    return suppress(OSError, ValueError)
 
 
 def counted(number: int, thing: str) -> str:

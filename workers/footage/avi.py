@@ -4,6 +4,7 @@ chunks that it finds: behind lost ones all would move forward."""
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 _MOST_LOST = 2**20
+_TAIL_BYTES = 8
 _MOST_BETWEEN = 2**12
 """Chunks of other streams that lie between two pictures at most."""
 _ALIKE, _LEAST_ALIKE = 8, 3
@@ -61,6 +63,7 @@ class Chunks:
         self._number: int | None = -1
         self._latest: _Read | None = _Read(-1, -1)
         self._at: int | None = None
+        self._told_at_first = 0
         self._partial = False
         self._unknown: int | None = None
         self._shift = 0
@@ -74,12 +77,13 @@ class Chunks:
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         """The same packets, those of the stream at their slots. Each waits for the next one, which
         tells whether it is torn."""
-        known = len(self._stream.index_entries)
-        if not self._begun and known < self._stream.frames:
-            # Without an index, FFmpeg enters what it comes across.
-            table = read_table(self._path, self._stream.index, self._stream.frames)
-            self._table = table if table is not None and len(table.slots) > known else None
-        self._begun = True
+        if not self._begun:
+            self._begun = True
+            self._told_at_first = known = len(self._stream.index_entries)
+            if known < self._stream.frames:
+                # Without an index, FFmpeg enters what it comes across.
+                table = read_table(self._path, self._stream.index, self._stream.frames)
+                self._table = table if table is not None and len(table.slots) > known else None
         held: Packet[Stream] | None = None
         try:
             for packet in packets:
@@ -102,7 +106,7 @@ class Chunks:
         slot, position = packet.dts or 0, packet.pos
         if position is not None and self._are_chunks(position):
             at = position - HEAD_BYTES
-            if self._table is None and not self._follows(at, slot):
+            if self._table is None and not self._follows(at, slot, before):
                 self._table = self._told()
             if self._table is not None and not self._find(packet, self._table, at, before):
                 self._unknown = at
@@ -122,8 +126,9 @@ class Chunks:
             self._chunked = chunk is not None and chunk.is_picture(self._stream.index)
         return self._chunked
 
-    def _follows(self, at: int, slot: int) -> bool:
-        """Whether a chunk is the next one and has its slot, as all of a whole file are."""
+    def _follows(self, at: int, slot: int, before: Packet[Stream] | None) -> bool:
+        """Whether a chunk is the next one and has its slot, as all of a whole file are. Of what the
+        file's index does not tell, FFmpeg enters where it came across it."""
         entries = self._stream.index_entries
         number = entries.search_timestamp(slot, backward=True, any_frame=True)
         if number < 0 or self._number not in (number - 1, None):
@@ -131,8 +136,19 @@ class Chunks:
         entry = entries[number]
         if (entry.pos, entry.timestamp) != (at, slot):
             return False
+        if number >= self._told_at_first:
+            self._leads_to(at, before)
         self._number, self._latest = number, _Read(at, slot)
         return True
+
+    def _leads_to(self, at: int, before: Packet[Stream] | None) -> bool:
+        """Whether chunks lead to one from the picture before, which is marked if it is torn."""
+        if self._at is None:
+            return True
+        leads, whole = self._leads(self._at, at)
+        if before is not None and not whole:
+            before.is_corrupt = True
+        return leads
 
     def _leads(self, begin: int, to: int) -> tuple[bool, bool]:
         """Whether chunks lead from one to another; and whether the first is whole, as far as the
@@ -144,7 +160,11 @@ class Chunks:
                 if chunk.at == to:
                     return True, True
                 if number == 0:
-                    whole = chunk.is_common and chunk.at < to
+                    # Damage of zeros that begins there has spared it.
+                    spared = chunk.is_zeros and any(
+                        os.pread(file.fileno(), _TAIL_BYTES, chunk.at - _TAIL_BYTES)
+                    )
+                    whole = chunk.at < to and (chunk.is_common or spared)
                 if chunk.at > to or not chunk.is_plausible:
                     break
         return False, whole
@@ -158,17 +178,12 @@ class Chunks:
         if latest is not None:
             known = int(np.searchsorted(table.positions, latest.at + self._moved, "right")) - 1
         rank = self._listed(table, at, packet.size)
-        goes_on = known + 1 < len(table.slots)
-        if rank is None and goes_on and self._partial:
-            rank = self._found(table, at, known)
-        elif rank != known + 1 and goes_on:
-            leads, whole = (True, True) if self._at is None else self._leads(self._at, at)
+        if rank != known + 1 and known + 1 < len(table.slots):
+            leads = self._leads_to(at, before)
             rank = self._found(table, at, known) if rank is None else rank
-            if rank is None and not leads:
+            if rank is None and not leads and not self._partial:
                 return False
             self._partial |= rank is None
-            if before is not None and not whole:
-                before.is_corrupt = True
         if rank is None:
             return True
         self._latest = _Read(at, slot)
@@ -183,17 +198,14 @@ class Chunks:
         between = between[(between > known_slot) & (between < true)]
         ahead = true - known_slot - (slot - latest.slot)
         # That the index and the chunks count empty slots differently is no loss.
-        lost = len(between) > 0
-        if not lost and ahead > 0 and self._at is not None:
-            leads, whole = self._leads(self._at, at)
-            lost = not leads
-            if before is not None and not whole:
-                before.is_corrupt = True
+        lost = len(between) > 0 or (ahead > 0 and not self._leads_to(at, before))
         if ahead <= _MOST_LOST and (self._unknown is not None or (lost and ahead > 0)):
             self._shift += ahead
             if lost:
                 self.lost = True
-                first = int(between.min()) if len(between) else 0
+                missing = [int(between.min())] if len(between) else []
+                missing += [slots.start for slots in table.untold if known_slot < slots.stop < true]
+                first = min(missing, default=0)
                 packet.opaque = _Lost(true - max(first, self._passed + 1))
         self._unknown = None
         return True

@@ -69,6 +69,11 @@ class Chunk(NamedTuple):
         return _NAME.fullmatch(self.name) is not None
 
     @property
+    def is_zeros(self) -> bool:
+        """Whether zeros lie where its head would be."""
+        return not any(self.name) and not self.size
+
+    @property
     def is_common(self) -> bool:
         """Whether it is sure to be a chunk by its name."""
         return _COMMON_NAME.fullmatch(self.name) is not None
@@ -125,8 +130,10 @@ class Table(NamedTuple):
     """Bytes behind the heads."""
     slots: Ints
     keyframes: Flags
-    moved: Sequence[tuple[int, int]]
+    moved: Sequence[tuple[int, int]] = ()
     """Where parts of the index lie, ascending, and how far before their place that is."""
+    untold: Sequence[range] = ()
+    """Slots of which parts of the index told that are not there."""
 
     @classmethod
     def of(
@@ -135,14 +142,13 @@ class Table(NamedTuple):
         sizes: Ints,
         slots: Ints,
         keyframes: Flags,
-        moved: Sequence[tuple[int, int]] = (),
     ) -> Table:
         """A table of chunks in any order: without those that are empty, of those at one place the
         first."""
         there = np.flatnonzero(sizes > 0)
         positions, first = np.unique(positions[there], return_index=True)
         there = there[first]
-        return cls(positions, sizes[there], slots[there], keyframes[there], moved)
+        return cls(positions, sizes[there], slots[there], keyframes[there])
 
 
 def read_table(path: str, stream_index: int, frames: int) -> Table | None:
@@ -182,8 +188,7 @@ def _at_end(descriptor: int, stream_index: int, frames: int) -> Table | None:
         entries["size"].astype(np.int64),
         np.arange(len(entries), dtype=np.int64),
         (entries["flags"] & _IS_KEYFRAME) > 0,
-        [(begin + at, moved)],
-    )
+    )._replace(moved=[(begin + at, moved)])
 
 
 def _begins_movie(descriptor: int, chunk: Chunk) -> bool:
@@ -219,6 +224,7 @@ def _in_parts(descriptor: int, stream_index: int, frames: int) -> Table | None:
     parts = _parts(descriptor, offsets, told[8:12])
     columns: list[tuple[Ints, Ints, Ints]] = []
     moved: list[tuple[int, int]] = []
+    untold: list[range] = []
     slot = 0
     for number, told_slots in enumerate(told_parts["slots"].tolist()):
         if number in parts:
@@ -227,6 +233,7 @@ def _in_parts(descriptor: int, stream_index: int, frames: int) -> Table | None:
             moved.append((at, offsets[number] - at))
             slot += len(sizes)
         elif 0 < told_slots <= frames:
+            untold.append(range(slot, slot + told_slots))
             slot += told_slots
         else:
             break  # Nothing tells how many are missing.
@@ -234,7 +241,8 @@ def _in_parts(descriptor: int, stream_index: int, frames: int) -> Table | None:
         return None
     positions, sizes, slots = (np.concatenate(column) for column in zip(*columns, strict=True))
     keyframes = (sizes & _NOT_KEYFRAME) == 0
-    return Table.of(positions, sizes & ~_NOT_KEYFRAME, slots, keyframes, sorted(moved))
+    table = Table.of(positions, sizes & ~_NOT_KEYFRAME, slots, keyframes)
+    return table._replace(moved=sorted(moved), untold=untold)
 
 
 class _Part(NamedTuple):
