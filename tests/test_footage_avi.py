@@ -501,21 +501,63 @@ def test_a_torn_picture_that_is_swallowed_moves_none_before_it(tmp_path: Path) -
         assert not [slot for slot, picture in samples.items() if picture != true[slot]]
 
 
-@pytest.mark.parametrize("coding", ["mpeg4", "h264"])
+@pytest.mark.parametrize("coding", ["mpeg4", "h264", "mjpeg"])
+@pytest.mark.parametrize("change", ["zeros", "cut out"])
+@pytest.mark.parametrize("until", ["index", "next part"])
 def test_damage_that_takes_a_part_of_the_index_along_moves_nothing(
-    coding: str, tmp_path: Path
+    until: str, change: str, coding: str, tmp_path: Path
 ) -> None:
-    """The last pictures of a part are overwritten, and what the index tells of that part: the next
-    part stands where it stood."""
+    """The last pictures of a part are gone, and what the index tells of that part: the next part
+    stands where it stood, and what is torn is no sample."""
     path = film(tmp_path / "film.avi", coding)
     true = read(path)[1]
-    data, chunks = bytearray(in_parts(path, 30).read_bytes()), chunks_of(path)
+    data, chunks = path.read_bytes(), chunks_of(in_parts(path, 30))
+    data = path.read_bytes()
     begin = chunks[56][0] + 10
-    end = data.index(b"ix00", begin) + 32
-    data[begin:end] = bytes(end - begin)
-    path.write_bytes(data)
+    end = data.index(b"ix00", begin) + 40 if until == "index" else chunks[62][0] + 20
+    path.write_bytes(data[:begin] + bytes((end - begin) * (change == "zeros")) + data[end:])
     info, samples, gaps = read(path)
     assert info.duration_us == 4_000_000
     assert not [slot for slot, picture in samples.items() if picture != true[slot]]
-    assert samples.keys() >= {*range(53), *range(72, 120)}
-    assert gaps
+    first, last = (56, 64) if coding == "mjpeg" else (53, 90)
+    assert samples.keys() >= {*range(first), *range(last, 120)}
+    gone = {slot for gap in gaps for slot in range(*slots(gap))}
+    assert gone == true.keys() - samples.keys() >= {*range(56, 60)}
+
+
+@pytest.mark.parametrize("change", ["zeros", "noise", "cut out"])
+@pytest.mark.parametrize("known", ["nothing", "keyframes"])
+def test_a_torn_picture_is_none_where_no_index_tells_of_it(
+    known: str, change: str, tmp_path: Path
+) -> None:
+    """Decoders of MJPEG complete what is torn without an error. That no chunk follows it tells."""
+    path = film(tmp_path / "film.avi", "mjpeg")
+    true = {picture: slot for slot, picture in read(path)[1].items()}
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    index = data.rindex(b"idx1") + 8
+    for number in range(120):
+        if known == "nothing" or number % 30:
+            data[index + 16 * number : index + 16 * number + 4] = b"99dc"
+    if known == "nothing":
+        data[index - 8 : index - 4] = b"JUNK"
+    begin, end = (chunks[number][0] + chunks[number][1] // 2 for number in (40, 42))
+    lost = np.random.default_rng(2).bytes(end - begin) if change == "noise" else bytes(end - begin)
+    data[begin:end] = b"" if change == "cut out" else lost
+    path.write_bytes(data)
+    _info, samples, _gaps = read(path)
+    # What follows stands early, but for the pictures of which the index tells.
+    seen = [true.get(picture) for picture in samples.values()]
+    assert None not in seen
+    assert [*range(40), *range(46, 120)] == [slot for slot in seen if slot not in range(40, 46)]
+    assert not {40, 41} & {*seen}
+
+
+def test_zeros_behind_a_chunk_spare_it(tmp_path: Path) -> None:
+    """They begin at its end: it is whole."""
+    path = film(tmp_path / "film.avi", "mjpeg")
+    true = read(path)[1]
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    begin, end = chunks[40][0], chunks[42][0] + 30
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    assert read(path)[1] == {slot: true[slot] for slot in true if slot not in range(40, 43)}
