@@ -23,7 +23,7 @@ _MOST_BETWEEN = 2**12
 """Chunks of other streams that lie between two pictures at most."""
 _ALIKE, _LEAST_ALIKE = 8, 3
 """Pictures in a row that are compared with the index where positions have moved, and how many tell
-the place if they are fewer."""
+the place if they are fewer, and the index tells of all."""
 _MOST_SEARCHES = 2**8
 """Searches in vain after which the index counts as that of another file."""
 
@@ -256,7 +256,8 @@ class Chunks:
         # If nothing else is missing up to the next part of the index, it has moved as far.
         moved = next((moved for place, moved in table.moved if place > at), None)
         nearest = found[positions[found] == at + moved] if moved is not None else found[:0]
-        if not len(nearest) and len(pictures) < _LEAST_ALIKE:
+        least = _ALIKE if self._partial else _LEAST_ALIKE
+        if not len(nearest) and len(pictures) < least:
             found = found[found == starts - 1] if ended else found[:0]
         # Of pictures of one size nothing tells the place of one.
         found = nearest if len(nearest) else found
