@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from av.stream import Stream
 
 _MOST_LOST = 2**20
-_TAIL_BYTES = 8
 _MOST_BETWEEN = 2**12
 """Chunks of other streams that lie between two pictures at most."""
 _ALIKE, _LEAST_ALIKE = 8, 3
@@ -160,11 +159,8 @@ class Chunks:
                 if chunk.at == to:
                     return True, True
                 if number == 0:
-                    # Damage of zeros that begins there has spared it.
-                    spared = chunk.is_zeros and any(
-                        os.pread(file.fileno(), _TAIL_BYTES, chunk.at - _TAIL_BYTES)
-                    )
-                    whole = chunk.at < to and (chunk.is_common or spared)
+                    whole = chunk.is_common or _ends_at_zeros(file.fileno(), chunk.at)
+                    whole = whole and chunk.at < to
                 if chunk.at > to or not chunk.is_plausible:
                     break
         return False, whole
@@ -279,6 +275,15 @@ class Chunks:
                 if chunk.size and chunk.is_picture(self._stream.index):
                     pictures.append(chunk)
         return pictures, True
+
+
+def _ends_at_zeros(descriptor: int, at: int) -> bool:
+    """Whether zeros begin where a chunk ends: damage has spared it, or they fill the file up to the
+    next one."""
+    before, behind = os.pread(descriptor, HEAD_BYTES, at - HEAD_BYTES), os.pread(descriptor, 64, at)
+    rest = behind.lstrip(b"\0")
+    fills = len(rest) + HEAD_BYTES <= len(behind) or Chunk(at, rest[:4], 0).is_common
+    return any(before) and fills
 
 
 class LostChunks:

@@ -152,7 +152,7 @@ class Slots:
     def __init__(self, container: str, codec: str) -> None:
         self._slotted = container == "avi"
         self._packets: deque[int] = deque()
-        self._number = self._next = 0
+        self._number = self._next = self._due = 0
         self._delay: int | None = None
         self._first = 0
         self._steps: deque[int] = deque(maxlen=2)
@@ -194,9 +194,11 @@ class Slots:
             self._steps.append(dts - self._newest)
         self._newest = dts
         self._packets.append(dts)
-        # What would wait for longer is no frame: its packet gave none.
+        # What would wait for longer is no frame: its packet gave none. Behind damage it is lost.
         waiting = self._most_waiting + len(self._lost)
-        self._next = max(self._next, self._number + len(self._packets) - waiting)
+        self._due = max(self._next, self._due, self._number + len(self._packets) - waiting)
+        if not (self._lost or (self._doubted and self.misses)):
+            self._next = self._due
         while self._number < self._next - _REMEMBERED:
             self._packets.popleft()
             self._number += 1
@@ -222,6 +224,8 @@ class Slots:
         self.stray = fed is not None and fed < self._latest_key and self._latest_lost >= 0
         if self.stray:
             return self._at
+        for _ in range(self._due - self._next):
+            self._pass(key=False)
         # What does not decode as a whole may be given all the same.
         self._lost = deque(lost for lost in self._lost if lost[0] != fed)
         while self._lost and (fed is None or self._lost[0][0] < fed):

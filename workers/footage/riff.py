@@ -69,11 +69,6 @@ class Chunk(NamedTuple):
         return _NAME.fullmatch(self.name) is not None
 
     @property
-    def is_zeros(self) -> bool:
-        """Whether zeros lie where its head would be."""
-        return not any(self.name) and not self.size
-
-    @property
     def is_common(self) -> bool:
         """Whether it is sure to be a chunk by its name."""
         return _COMMON_NAME.fullmatch(self.name) is not None
