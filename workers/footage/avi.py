@@ -23,6 +23,8 @@ _MOST_BETWEEN = 2**12
 _ALIKE, _LEAST_ALIKE = 8, 3
 """Pictures in a row that are compared with the index where positions have moved, and how many tell
 the place if they are fewer, and the index tells of all."""
+_LEAST_LED = 8
+"""Pictures in a row from which chunks must have led on, where no index tells of them."""
 _MOST_SEARCHES = 2**8
 """Searches in vain after which the index counts as that of another file."""
 
@@ -63,7 +65,8 @@ class Chunks:
         self._latest: _Read | None = _Read(-1, -1)
         self._at: int | None = None
         self._told_at_first = 0
-        self._partial = False
+        self._partial = self._broken = False
+        self._led = 0
         self._unknown: int | None = None
         self._shift = 0
         self._passed = -1
@@ -71,7 +74,7 @@ class Chunks:
     def sought(self) -> None:
         """Reading goes on elsewhere; there FFmpeg takes the slot from the index."""
         self._number = self._latest = self._at = None
-        self._shift = 0
+        self._shift = self._led = 0
 
     def passing(self, packets: Iterable[Packet[Stream]]) -> Iterator[Packet[Stream]]:
         """The same packets, those of the stream at their slots. Each waits for the next one, which
@@ -136,17 +139,20 @@ class Chunks:
         if (entry.pos, entry.timestamp) != (at, slot):
             return False
         if number >= self._told_at_first:
-            self._leads_to(at, before)
+            self._leads_to(at, before, listed=False)
         self._number, self._latest = number, _Read(at, slot)
         return True
 
-    def _leads_to(self, at: int, before: Packet[Stream] | None) -> bool:
-        """Whether chunks lead to one from the picture before, which is marked if it is torn."""
+    def _leads_to(self, at: int, before: Packet[Stream] | None, *, listed: bool) -> bool:
+        """Whether chunks lead to one from the picture before, which is marked if it is torn. Where
+        no index tells of it, those before must have led on: recorders may fill gaps their way."""
         if self._at is None:
             return True
         leads, whole = self._leads(self._at, at)
-        if before is not None and not whole:
+        if before is not None and not whole and (listed or self._led >= _LEAST_LED):
             before.is_corrupt = True
+        self._led = self._led + 1 if leads else 0
+        self._broken |= not leads
         return leads
 
     def _leads(self, begin: int, to: int) -> tuple[bool, bool]:
@@ -174,15 +180,18 @@ class Chunks:
         if latest is not None:
             known = int(np.searchsorted(table.positions, latest.at + self._moved, "right")) - 1
         rank = self._listed(table, at, packet.size)
-        if rank != known + 1 and known + 1 < len(table.slots):
-            leads = self._leads_to(at, before)
-            rank = self._found(table, at, known) if rank is None else rank
-            if rank is None and not leads and not self._partial:
+        if rank != known + 1:
+            goes_on = known + 1 < len(table.slots)
+            leads = self._leads_to(at, before, listed=goes_on and not self._partial)
+            # Where the index tells of a part, chunks that lead on tell more than their sizes.
+            if rank is None and goes_on and (self._broken or not self._partial):
+                rank = self._found(table, at, known)
+            if rank is None and goes_on and not leads and not self._partial:
                 return False
-            self._partial |= rank is None
+            self._partial |= rank is None and goes_on
         if rank is None:
             return True
-        self._latest = _Read(at, slot)
+        self._latest, self._broken = _Read(at, slot), False
         packet.is_keyframe = bool(table.keyframes[rank])
         true = int(table.slots[rank])
         if latest is None:
@@ -194,7 +203,7 @@ class Chunks:
         between = between[(between > known_slot) & (between < true)]
         ahead = true - known_slot - (slot - latest.slot)
         # That the index and the chunks count empty slots differently is no loss.
-        lost = len(between) > 0 or (ahead > 0 and not self._leads_to(at, before))
+        lost = len(between) > 0 or (ahead > 0 and not self._leads_to(at, before, listed=True))
         if ahead <= _MOST_LOST and (self._unknown is not None or (lost and ahead > 0)):
             self._shift += ahead
             if lost:

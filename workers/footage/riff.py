@@ -4,6 +4,7 @@ and `ix`: OpenDML AVI File Format Extensions 1.02.)"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from bisect import bisect_left
@@ -88,10 +89,12 @@ def chunks(descriptor: int, at: int) -> Iterator[Chunk]:
     padded = False
     for _ in range(_MOST_CHUNKS):
         chunk = _chunk(descriptor, at)
-        if padded and not (chunk and chunk.is_plausible):
+        if padded and not (chunk and chunk.is_common):
             # Some muxers do not fill up chunks of an odd size.
             unpadded = _chunk(descriptor, at - 1)
-            chunk = unpadded if unpadded and unpadded.is_plausible else chunk
+            plausible = chunk is not None and chunk.is_plausible
+            if unpadded and (unpadded.is_common or (unpadded.is_plausible and not plausible)):
+                chunk = unpadded
         if chunk is None:
             return
         yield chunk
@@ -164,7 +167,7 @@ def read_table(path: str, stream_index: int, frames: int) -> Table | None:
 
 def _at_end(descriptor: int, stream_index: int, frames: int) -> Table | None:
     """`idx1`, which tells of the first gigabyte at most."""
-    movie = next((one for one in chunks(descriptor, 0) if _begins_movie(descriptor, one)), None)
+    movie = _movie(descriptor)
     searched = min(_LEAST_SEARCHED + frames * _SEARCHED_A_FRAME, _MOST_SEARCHED)
     begin = max(0, os.fstat(descriptor).st_size - searched)
     tail = os.pread(descriptor, searched, begin)
@@ -186,9 +189,14 @@ def _at_end(descriptor: int, stream_index: int, frames: int) -> Table | None:
     )._replace(moved=[(begin + at, moved)])
 
 
-def _begins_movie(descriptor: int, chunk: Chunk) -> bool:
-    name = os.pread(descriptor, _LIST_NAME_BYTES, chunk.at + HEAD_BYTES)
-    return chunk.name == b"LIST" and name == b"movi"
+def _movie(descriptor: int) -> Chunk | None:
+    """The list that holds the pictures, the first of them."""
+    lists = (chunk for chunk in chunks(descriptor, 0) if chunk.name == b"LIST")
+    return next((one for one in lists if _list_name(descriptor, one) == b"movi"), None)
+
+
+def _list_name(descriptor: int, chunk: Chunk) -> bytes:
+    return os.pread(descriptor, _LIST_NAME_BYTES, chunk.at + HEAD_BYTES)
 
 
 def _base(descriptor: int, movie: Chunk, entries: NDArray[np.void]) -> int | None:
@@ -281,14 +289,22 @@ def _parts(descriptor: int, offsets: list[int], name: bytes) -> dict[int, _Part]
             moved += [] if part is None else [part]
     known = {part.at for part in there.values()}
     # They follow what they tell of, or come before it.
-    follow = [part.positions[0] < part.at for part in (*there.values(), *moved)]
-    ahead = 2 * sum(follow) < len(follow)
+    first = _first_picture(descriptor, name)
+    ahead = first is not None and first > offsets[0]
     found = {
         bisect_left(offsets, int(part.positions[0])) - ahead: part
         for part in moved
         if part.at not in known
     }
     return {number: part for number, part in found.items() if 0 <= number < len(offsets)} | there
+
+
+def _first_picture(descriptor: int, name: bytes) -> int | None:
+    """Where the first picture of that name lies; None if chunks do not lead to it."""
+    movie = _movie(descriptor)
+    within = chunks(descriptor, movie.end) if movie else iter(())
+    plausible = itertools.takewhile(lambda chunk: chunk.is_plausible, within)
+    return next((chunk.at for chunk in plausible if chunk.name == name), None)
 
 
 def _part_at(descriptor: int, at: int, name: bytes) -> _Part | None:
