@@ -226,9 +226,10 @@ def test_places_of_pictures_of_one_size(tmp_path: Path) -> None:
     assert [slots(gap) for gap in gaps] == [(10, 11), (11, 34)]
 
 
-def in_parts(path: Path, part: int) -> Path:
+def in_parts(path: Path, part: int, *, ahead: bool = False) -> Path:
     """Make an AVI one as those above a gigabyte are (OpenDML), with so many pictures in each part,
-    and without the index at the end."""
+    and without the index at the end. Its parts follow the pictures of which they tell, or lie ahead
+    of them."""
     data, told = path.read_bytes(), chunks_of(path)
     header = bytearray(data[: data.index(b"movi") - 8])
     at = header.index(b"JUNK" + struct.pack("<I", 4120))  # reserved for it
@@ -240,16 +241,18 @@ def in_parts(path: Path, part: int) -> Path:
         riff = len(header) + len(out) if first else 0
         out += (b"RIFF----AVIX" if first else b"") + b"LIST----movi"
         movie = len(header) + len(out) - 12
-        base, entries = len(header) + len(out), b""
-        for number in range(first, min(first + part, len(told))):
+        members = range(first, min(first + part, len(told)))
+        length = 32 + 8 * len(members)
+        base = len(header) + len(out) + length * ahead
+        pictures, entries = bytearray(), b""
+        for number in members:
             begin, size = told[number]
-            entries += struct.pack(
-                "<II", len(header) + len(out) + 8 - base, size | (not keys[number]) << 31
-            )
-            out += data[begin : begin + 8 + size + size % 2]
-        parts.append((len(header) + len(out), 32 + len(entries), len(entries) // 8))
-        index = struct.pack("<HBBI4sQI", 2, 0, 1, len(entries) // 8, b"00dc", base, 0) + entries
-        out += b"ix00" + struct.pack("<I", len(index)) + index
+            entries += struct.pack("<II", len(pictures) + 8, size | (not keys[number]) << 31)
+            pictures += data[begin : begin + 8 + size + size % 2]
+        index = struct.pack("<4sIHBBI", b"ix00", length - 8, 2, 0, 1, len(members))
+        index += struct.pack("<4sQI", b"00dc", base, 0) + entries
+        parts.append((base + (-length if ahead else len(pictures)), length, len(members)))
+        out += index + pictures if ahead else pictures + index
         end = len(header) + len(out)
         for begin in (movie, riff):
             inside, at_head = (header, begin) if begin < len(header) else (out, begin - len(header))
@@ -278,6 +281,26 @@ def test_an_index_in_parts_is_followed_too(coding: str, tmp_path: Path) -> None:
     assert samples.keys() >= {*range(37), *range(60, 120)}
     gone = {slot for gap in gaps for slot in range(*slots(gap))}
     assert gone >= {*range(40, 44)}
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["behind", "ahead"])
+@pytest.mark.parametrize("coding", ["mpeg4", "h264", "mjpeg"])
+def test_a_part_that_is_cut_out_with_its_index_moves_nothing(
+    coding: str, ahead: bool, tmp_path: Path
+) -> None:
+    """Of a file of six parts, more than one is gone, and what the index tells of it."""
+    path = film(tmp_path / "film.avi", coding)
+    true = read(path)[1]
+    in_parts(path, 20, ahead=ahead)
+    assert read(path)[1] == true
+    data, chunks = path.read_bytes(), chunks_of(path)
+    path.write_bytes(data[: chunks[35][0] + 20] + data[chunks[66][0] + 30 :])
+    info, samples, gaps = read(path)
+    assert info.duration_us == 4_000_000
+    assert not [slot for slot, picture in samples.items() if picture != true[slot]]
+    assert samples.keys() >= {*range(32), *range(90, 120)}
+    gone = {slot for gap in gaps for slot in range(*slots(gap))}
+    assert gone == true.keys() - samples.keys() >= {*range(35, 67)}
 
 
 @pytest.mark.parametrize("lost", [5, 17, 23])
@@ -550,6 +573,23 @@ def test_a_torn_picture_is_none_where_no_index_tells_of_it(
     assert None not in seen
     assert [*range(40), *range(46, 120)] == [slot for slot in seen if slot not in range(40, 46)]
     assert not {40, 41} & {*seen}
+
+
+def test_a_torn_picture_is_none_behind_the_end_of_an_index(tmp_path: Path) -> None:
+    """The index tells of the first half only, as that of a file above a gigabyte may."""
+    path = film(tmp_path / "film.avi", "mjpeg")
+    true = read(path)[1]
+    data, chunks = bytearray(path.read_bytes()), chunks_of(path)
+    index = data.rindex(b"idx1") + 8
+    data[index - 4 : index] = struct.pack("<I", 16 * 60)
+    del data[index + 16 * 60 :]
+    begin, end = (chunks[number][0] + chunks[number][1] // 2 for number in (90, 92))
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    _info, samples, _gaps = read(path)
+    assert samples.keys() >= {*range(90)}
+    assert not [slot for slot in range(91) if samples.get(slot, true[slot]) != true[slot]]
+    assert true[91] not in samples.values()
 
 
 def test_zeros_behind_a_chunk_spare_it(tmp_path: Path) -> None:

@@ -12,10 +12,20 @@ import numpy as np
 import pytest
 from test_footage_avi import film, read, slots
 
-LAYOUTS = ("common", "from the beginning", "records", "aligned", "zeros", "odd", "db", "own")
+LAYOUTS = (
+    "common",
+    "from the beginning",
+    "records",
+    "aligned",
+    "zeros",
+    "words",
+    "odd",
+    "db",
+    "own",
+)
 """Offsets in the index counted from the beginning of the file; pictures in lists with their sound;
-chunks at multiples of 512 bytes by JUNK, or by bare zeros; chunks of odd sizes that are not filled
-up; pictures named `00db`; chunks that only their recorder knows."""
+chunks at multiples of 512 bytes by JUNK, or by bare zeros; at those of 4 bytes by zeros; chunks of
+odd sizes that are not filled up; pictures named `00db`; chunks that only their recorder knows."""
 
 
 class Laid(NamedTuple):
@@ -75,8 +85,8 @@ def laid_out(path: Path, layout: str, *, indexed: bool) -> Laid:
             out += b"LIST----rec "
         if layout == "aligned":
             out += b"JUNK" + struct.pack("<I", rest := -(base + len(out) + 8) % 512) + bytes(rest)
-        if layout == "zeros":
-            out += bytes(-(base + len(out)) % 512)
+        if layout in ("zeros", "words"):
+            out += bytes(-(base + len(out)) % (512 if layout == "zeros" else 4))
         if layout == "own" and picture and len(begins) % 7 == 3:
             out += b"gps0" + struct.pack("<I", 6) + b"52 N 4"
         offset = len(out) + (base if layout == "from the beginning" else 0)

@@ -233,7 +233,7 @@ class Chunks:
 
     def _found(self, table: Table, at: int, known: int) -> int | None:
         """The number of a chunk that is not where it lay, or another."""
-        if self._unknown is None or not self._leads(self._unknown, at)[0]:
+        if self._unknown is None or self._breaks(table, self._unknown, at):
             found = self._alike(table, at, known + 1)
             if found is not None:
                 self._moved = int(table.positions[found]) - at
@@ -241,6 +241,11 @@ class Chunks:
         # Of the next one, the size may be damaged.
         there = self._listed(table, at)
         return there if not self._moved or there == known + 1 else None
+
+    def _breaks(self, table: Table, begin: int, to: int) -> bool:
+        """Whether chunks do not lead from one to another, or a part of the index lies between."""
+        parted = any(begin < place < to for place, _moved in table.moved)
+        return parted or not self._leads(begin, to)[0]
 
     def _alike(self, table: Table, at: int, begin: int) -> int | None:
         """The number of the chunk at an offset by the sizes of those that follow it."""
