@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import itertools
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -209,7 +211,9 @@ class Chunks:
             if lost:
                 self.lost = True
                 missing = [int(between.min())] if len(between) else []
-                missing += [slots.start for slots in table.untold if known_slot < slots.stop < true]
+                number = bisect_right(table.untold, known_slot, key=attrgetter("stop"))
+                untold = table.untold[number : number + 1]
+                missing += [slots.start for slots in untold if slots.stop < true]
                 first = min(missing, default=0)
                 packet.opaque = _Lost(true - max(first, self._passed + 1))
         self._unknown = None
@@ -244,7 +248,8 @@ class Chunks:
 
     def _breaks(self, table: Table, begin: int, to: int) -> bool:
         """Whether chunks do not lead from one to another, or a part of the index lies between."""
-        parted = any(begin < place < to for place, _moved in table.moved)
+        number = bisect_right(table.moved, begin, key=itemgetter(0))
+        parted = any(place < to for place, _moved in table.moved[number : number + 1])
         return parted or not self._leads(begin, to)[0]
 
     def _alike(self, table: Table, at: int, begin: int) -> int | None:
@@ -264,7 +269,8 @@ class Chunks:
             alike &= positions[there] - positions[:starts] == chunk.at - at
         found = np.flatnonzero(alike)
         # If nothing else is missing up to the next part of the index, it has moved as far.
-        moved = next((moved for place, moved in table.moved if place > at), None)
+        part = bisect_right(table.moved, at, key=itemgetter(0))
+        moved = next((moved for _place, moved in table.moved[part : part + 1]), None)
         nearest = found[positions[found] == at + moved] if moved is not None else found[:0]
         least = _ALIKE if self._partial else _LEAST_ALIKE
         if not len(nearest) and len(pictures) < least:
