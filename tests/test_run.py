@@ -57,7 +57,7 @@ def archive(tmp_path: Path) -> Path:
 def environment(folder: Path, **settings: str) -> dict[str, str]:
     """As few variables as a fresh login has, and one by which all processes of a test are found:
     children inherit it whatever else they are denied."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("NIGHTREEL_")}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NIGHTREEL_", "PYTHON"))}
     return kept | {
         "NIGHTREEL_TASK_SECONDS": "2",
         "NIGHTREEL_FEED_INTERVAL_S": "0.1",
@@ -792,34 +792,54 @@ def test_a_reader_that_leaves_early_is_no_fault(
     assert "Traceback" not in done.stderr
 
 
+@pytest.fixture(params=["closed", "full"])
+def deaf(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A standard error to which nobody listens, or which takes nothing."""
+    if request.param == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full")
+        write = os.open("/dev/full", os.O_WRONLY)
+    else:
+        read, write = os.pipe()
+        os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 def test_a_run_goes_on_when_nobody_listens_to_its_talk(
-    tmp_path: Path, archive: Path, api: ContractServer
+    unbuffered: str, deaf: int, tmp_path: Path, archive: Path, api: ContractServer
 ) -> None:
-    """A closed standard error costs nothing but the talk."""
-    read, write = os.pipe()
-    os.close(read)
+    """That costs nothing but the talk, whether or not Python would keep it for another try."""
     done = subprocess.run(
         [NIGHTREEL, "run", "archive", "--api", api.url, "--workers", "1", "--format", "json"],
         cwd=tmp_path,
-        env=environment(tmp_path),
+        env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered),
         stdout=subprocess.PIPE,
-        stderr=write,
+        stderr=deaf,
         text=True,
         check=False,
     )
-    os.close(write)
     assert done.returncode == 0
     assert {row["state"] for row in json.loads(done.stdout)} == {"complete"}
 
 
-def test_a_wrong_option_is_one_when_nobody_listens(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--no-such-option"], 2), (["--api", "http://127.0.0.1:1"], 12)]
+)
+def test_a_failure_has_its_code_when_nobody_listens(
+    arguments: list[str], code: int, unbuffered: str, deaf: int, tmp_path: Path, archive: Path
+) -> None:
     """The exit code says so, though no line can."""
-    read, write = os.pipe()
-    os.close(read)
-    command = [NIGHTREEL, "run", "archive", "--no-such-option"]
-    done = subprocess.run(command, cwd=tmp_path, stderr=write, check=False)
-    os.close(write)
-    assert done.returncode == 2
+    done = subprocess.run(
+        [NIGHTREEL, "run", str(archive), *arguments],
+        cwd=tmp_path,
+        env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered),
+        stderr=deaf,
+        check=False,
+    )
+    assert done.returncode == code
 
 
 @pytest.mark.parametrize(

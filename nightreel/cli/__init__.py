@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nightreel.cli.output import nobody_may_listen, say
+from nightreel.cli.output import say, talk_to_whoever_listens
 from storage.exits import MEANINGS, ExitCode
 
 _ESCAPED = "nightreel.escaped"
@@ -129,6 +129,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; end the process with a code of `storage.exits`."""
+    talk_to_whoever_listens()
     codecs.register_error(_ESCAPED, _escaped)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors=_ESCAPED)
@@ -152,8 +153,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
-        with nobody_may_listen():
-            error.show()
+        error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else error.exit_code
     except (click.Abort, KeyboardInterrupt):
         say(f"interrupted; the same command {_goes_on(words)}")

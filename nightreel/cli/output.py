@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ import click
 from storage.exits import ExitCode
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from rich.console import Console
     from rich.table import Table as RichTable
 
@@ -186,15 +188,31 @@ def _common_folder(paths: Sequence[str]) -> str:
     return f"{common}/" if common != "/" else ""
 
 
+class _Talk(io.FileIO):
+    """Standard error, to which nobody may be listening any more, or which may be full: that costs
+    the talk alone. What Python kept for another try would fail again wherever it is flushed."""
+
+    def write(self, talk: ReadableBuffer) -> int:
+        with suppress(OSError):
+            return super().write(talk) or len(memoryview(talk))
+        return len(memoryview(talk))
+
+
+def talk_to_whoever_listens() -> None:
+    """From here on nothing that is written to this process's standard error fails."""
+    said = sys.stderr
+    if isinstance(said, io.TextIOWrapper) and said is sys.__stderr__:
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Talk(said.fileno(), "w", closefd=False)),
+            said.encoding,
+            said.errors,
+            line_buffering=True,
+        )
+
+
 def say(message: str) -> None:
-    """Write one line of talk to standard error; nobody may be listening any more."""
-    with nobody_may_listen():
-        click.echo(message, err=True)
-
-
-def nobody_may_listen() -> AbstractContextManager[None]:
-    """Within, standard error may be closed: that costs the talk alone."""
-    return suppress(OSError, ValueError)
+    """Write one line of talk to standard error."""
+    click.echo(message, err=True)
 
 
 def counted(number: int, thing: str) -> str:
