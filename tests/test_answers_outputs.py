@@ -69,7 +69,7 @@ def test_a_full_disk_is_one_line(filled: str, words: tuple[str, ...]) -> None:
             stdout=out, stderr=subprocess.PIPE, text=True, check=False, timeout=60,
         )  # fmt: skip
     assert ended.returncode == 1
-    assert ended.stderr == "nightreel: the rows cannot be written: No space left on device\n"
+    assert ended.stderr == "nightreel: the output cannot be written: No space left on device\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -840,6 +841,52 @@ def test_a_failure_has_its_code_when_nobody_listens(
         check=False,
     )
     assert done.returncode == code
+
+
+def test_a_run_goes_on_when_its_standard_streams_are_closed(
+    tmp_path: Path, archive: Path, api: ContractServer
+) -> None:
+    """Input, output and error, as a service without a terminal may be started."""
+    words = f"{NIGHTREEL} run archive --api {api.url} --workers 1"
+    done = subprocess.run(
+        ["sh", "-c", f"exec {words} <&- >&- 2>&-"],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        check=False,
+    )
+    assert done.returncode == 0
+    assert len(results(tmp_path)) > 0
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """Else what a library or a child prints would go into it."""
+    code = (
+        "import os, nightreel.cli.output as output; output.take_standard_streams(); "
+        "opened = os.open('opened', os.O_CREAT | os.O_WRONLY); os.write(opened, b'%d' % opened); "
+        "os.system('echo of a child; echo of a child >&2')"
+    )
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
+    subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), check=True)
+    assert int((tmp_path / "opened").read_text()) > 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["doctor", "--help"]])
+def test_help_that_cannot_be_written_is_one_line(
+    words: list[str], unbuffered: str, deaf: int, tmp_path: Path
+) -> None:
+    """On a full disk; a reader who has seen enough is no failure."""
+    done = subprocess.run(
+        [NIGHTREEL, *words],
+        env=environment(tmp_path, PYTHONUNBUFFERED=unbuffered),
+        stdout=deaf,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    full = "nightreel: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) in {(1, full), (0, "")}
+    assert bool(done.returncode) == stat.S_ISCHR(os.fstat(deaf).st_mode)
 
 
 @pytest.mark.parametrize(

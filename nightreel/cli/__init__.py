@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from nightreel.cli.output import say, talk_to_whoever_listens
+from nightreel.cli.output import ReaderGone, say, take_standard_streams
 from storage.exits import MEANINGS, ExitCode
 
 _ESCAPED = "nightreel.escaped"
@@ -129,7 +129,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; end the process with a code of `storage.exits`."""
-    talk_to_whoever_listens()
+    take_standard_streams()
     codecs.register_error(_ESCAPED, _escaped)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors=_ESCAPED)
@@ -150,11 +150,14 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result: Any = cli.main(list(words), prog_name="nightreel", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else error.exit_code
+    except ReaderGone:  # of the help, say: commands go on, and have a code of their own
+        return ExitCode.OK
     except (click.Abort, KeyboardInterrupt):
         say(f"interrupted; the same command {_goes_on(words)}")
         return ExitCode.INTERRUPTED

@@ -7,6 +7,7 @@ import os
 import click
 
 from nightreel.cli.options import database_option
+from nightreel.cli.output import to_standard_output
 from storage.exits import ExitCode
 
 
@@ -26,7 +27,8 @@ def doctor(database_url: str, api_url: str | None, paths: tuple[str, ...]) -> in
     broker_url = os.environ.get("NIGHTREEL_BROKER_URL") or None
     for finding in layers.examine(broker_url, database_url, api_url, paths):
         mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
-        click.echo(f"{mark}  {finding.layer:<9} {finding.said}")
+        with to_standard_output():
+            click.echo(f"{mark}  {finding.layer:<9} {finding.said}")
         if not finding.ok and first is None:
             first = finding.code
     return first or ExitCode.OK

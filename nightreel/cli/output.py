@@ -34,9 +34,13 @@ GAP = 2
 
 
 class OutputError(Exception):
-    """Standard output does not take the rows (a full disk)."""
+    """Standard output does not take what is written to it (a full disk)."""
 
     code = ExitCode.UNEXPECTED
+
+
+class ReaderGone(Exception):
+    """Who read standard output (`head`, `less`) has seen enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +66,9 @@ def write_rows(
 @contextmanager
 def to_standard_output() -> Iterator[None]:
     """What is written within reaches its reader, or the reader is gone, or OutputError says why."""
-    try:
+    with suppress(ReaderGone):
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (`head`, `less`) has seen enough. Python would try to flush once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"the rows cannot be written: {error.strerror}") from None
 
 
 def _write(rows: Sequence[Row], columns: Sequence[Column], form: str, said: Sequence[str]) -> None:
@@ -101,11 +99,7 @@ def console() -> Console:
     terminal's width."""
     from rich.console import Console
 
-    class Pipe(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Pipe() if sys.stdout.isatty() else Pipe(width=10_000)
+    return Console() if sys.stdout.isatty() else Console(width=10_000)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column], notices: Sequence[str]) -> None:
@@ -188,6 +182,25 @@ def _common_folder(paths: Sequence[str]) -> str:
     return f"{common}/" if common != "/" else ""
 
 
+class _Rows(io.FileIO):
+    """Standard output. What it does not take it says once, and not again wherever Python flushes
+    what it has kept."""
+
+    _failed = False
+
+    def write(self, rows: ReadableBuffer) -> int:
+        if self._failed:
+            return len(memoryview(rows))
+        try:
+            return super().write(rows)
+        except BrokenPipeError:
+            self._failed = True
+            raise ReaderGone from None
+        except OSError as error:
+            self._failed = True
+            raise OutputError(f"the output cannot be written: {error.strerror}") from None
+
+
 class _Talk(io.FileIO):
     """Standard error, to which nobody may be listening any more, or which may be full: that costs
     the talk alone. What Python kept for another try would fail again wherever it is flushed."""
@@ -198,16 +211,29 @@ class _Talk(io.FileIO):
         return len(memoryview(talk))
 
 
-def talk_to_whoever_listens() -> None:
-    """From here on nothing that is written to this process's standard error fails."""
-    said = sys.stderr
-    if isinstance(said, io.TextIOWrapper) and said is sys.__stderr__:
-        sys.stderr = io.TextIOWrapper(
-            io.BufferedWriter(_Talk(said.fileno(), "w", closefd=False)),
-            said.encoding,
-            said.errors,
-            line_buffering=True,
-        )
+def take_standard_streams() -> None:
+    """From here on nothing that is written to this process's standard error fails, and what
+    standard output does not take is an OutputError or a ReaderGone.
+
+    One that the caller closed leads nowhere: otherwise the next file that is opened would have its
+    number, and get what libraries and children print.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, mode, errors="backslashreplace")  # noqa: SIM115
+            os.set_inheritable(nowhere.fileno(), True)
+            setattr(sys, name, nowhere)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        at_once = sys.stdout.line_buffering or sys.stdout.write_through
+        sys.stdout = _text(_Rows(sys.stdout.fileno(), "w", closefd=False), sys.stdout, at_once)
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr is sys.__stderr__:
+        sys.stderr = _text(_Talk(sys.stderr.fileno(), "w", closefd=False), sys.stderr, True)
+
+
+def _text(raw: io.FileIO, like: io.TextIOWrapper, line_buffering: bool) -> io.TextIOWrapper:
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), like.encoding, like.errors, line_buffering=line_buffering
+    )
 
 
 def say(message: str) -> None:
